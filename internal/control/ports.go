@@ -1,0 +1,182 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// Errors of a Store, for this package to translate into faults.
+var (
+	ErrNoRecord  = errors.New("no such record")
+	ErrDuplicate = errors.New("duplicate name")
+	ErrInUse     = errors.New("record is in use")
+	ErrStale     = errors.New("record changed meanwhile")
+)
+
+// The records below hold in columns what is queried and in Document, as JSON
+// that only this package reads and writes, everything else. Times are UTC with
+// microseconds. A zero ArchivedAt means not archived.
+
+// Workspace separates tenants: nothing of one is visible in another.
+type Workspace struct {
+	ID, Name  string
+	CreatedAt time.Time
+}
+
+// Key is an API key. The secret is kept as its SHA-256 only.
+type Key struct {
+	ID, Workspace, Name string
+	Kind                KeyKind
+	Scope               string // environment or session id for the narrower kinds, else empty
+	Hash                [32]byte
+	Hint                string // the last four characters, for people
+	CreatedAt           time.Time
+	RevokedAt           time.Time // zero: valid
+}
+
+// EnvironmentRecord is a stored environment.
+type EnvironmentRecord struct {
+	ID, Workspace, Name              string
+	Document                         []byte
+	CreatedAt, UpdatedAt, ArchivedAt time.Time
+}
+
+// AgentRecord is one version of an agent: the newest one, unless a version was
+// asked for. Name, CreatedAt and ArchivedAt are the agent's.
+type AgentRecord struct {
+	ID, Workspace, Name              string
+	Version                          int
+	Document                         []byte
+	CreatedAt, UpdatedAt, ArchivedAt time.Time
+}
+
+// SessionRecord is a stored session.
+type SessionRecord struct {
+	ID, Workspace, Environment, Agent string
+	AgentVersion                      int
+	Status                            string // the wire's words: idle, running, rescheduling, terminated
+	Document                          []byte
+	CreatedAt, UpdatedAt, ArchivedAt  time.Time
+}
+
+// BuildRecord remembers the newest build of an environment: which base and
+// layers its sandboxes get.
+type BuildRecord struct {
+	Environment string
+	// Wanted is a hash of what the environment asks for (template and
+	// packages); a record whose Wanted differs from the environment's is stale.
+	Wanted     string
+	Status     string // queued, building, ready, failed
+	BaseDigest string
+	Layers     []string // keys, lowest first
+	Document   []byte   // the status shown to people
+	UpdatedAt  time.Time
+}
+
+// Page asks for one page of a list, newest first unless Ascending. After names
+// the last row of the previous page (its creation time and id); with Before set
+// instead the page that precedes that row is returned, in list order.
+type Page struct {
+	Limit         int
+	After, Before *Mark
+	Ascending     bool
+}
+
+// Mark is a place in a list ordered by creation time and id.
+type Mark struct {
+	CreatedAt time.Time
+	ID        string
+}
+
+// AgentFilter selects agents. Zero times do not filter.
+type AgentFilter struct {
+	CreatedGTE, CreatedLTE time.Time
+	IncludeArchived        bool
+}
+
+// SessionFilter selects sessions. Zero values do not filter.
+type SessionFilter struct {
+	Agent                                        string
+	AgentVersion                                 int
+	Statuses                                     []string
+	CreatedGT, CreatedGTE, CreatedLT, CreatedLTE time.Time
+	IncludeArchived                              bool
+}
+
+// EnvironmentStore keeps environments. Every method answers ErrNoRecord for an
+// id of another workspace. What a method acknowledged is durable. List methods
+// return at most page.Limit rows and whether there are more in that direction.
+type EnvironmentStore interface {
+	// CreateEnvironment answers ErrDuplicate when a not archived environment
+	// of the workspace has the name.
+	CreateEnvironment(ctx context.Context, rec EnvironmentRecord) error
+	Environment(ctx context.Context, workspace, id string) (EnvironmentRecord, error)
+	// UpdateEnvironment reads the record, lets change alter it and writes it
+	// back in one transaction. When change reports no alteration nothing is
+	// written. ErrDuplicate as for create. change's own error is returned as it is.
+	UpdateEnvironment(ctx context.Context, workspace, id string, change func(*EnvironmentRecord) (altered bool, err error)) (EnvironmentRecord, error)
+	ListEnvironments(ctx context.Context, workspace string, includeArchived bool, page Page) ([]EnvironmentRecord, bool, error)
+	// DeleteEnvironment answers ErrInUse while a session (archived or not) refers to it.
+	DeleteEnvironment(ctx context.Context, workspace, id string) error
+}
+
+// AgentStore keeps agents and all their versions.
+type AgentStore interface {
+	CreateAgent(ctx context.Context, rec AgentRecord) error
+	// Agent answers the version asked for; 0 means the newest.
+	Agent(ctx context.Context, workspace, id string, version int) (AgentRecord, error)
+	// UpdateAgent lets change alter the newest version; an altered one is
+	// stored as the next version (Version+1, set by the store before writing)
+	// and returned. archive-only changes use ArchiveAgent.
+	UpdateAgent(ctx context.Context, workspace, id string, change func(*AgentRecord) (altered bool, err error)) (AgentRecord, error)
+	// ArchiveAgent sets ArchivedAt and UpdatedAt once; a second call changes nothing.
+	ArchiveAgent(ctx context.Context, workspace, id string, at time.Time) (AgentRecord, error)
+	ListAgents(ctx context.Context, workspace string, filter AgentFilter, page Page) ([]AgentRecord, bool, error)
+	// ListAgentVersions lists newest version first; after is the last version
+	// of the previous page, 0 for the first.
+	ListAgentVersions(ctx context.Context, workspace, id string, after, limit int) ([]AgentRecord, bool, error)
+}
+
+// SessionStore keeps sessions.
+type SessionStore interface {
+	// CreateSession answers ErrNoRecord when the environment is gone and
+	// ErrStale when it is archived, checked in the same transaction.
+	CreateSession(ctx context.Context, rec SessionRecord) error
+	Session(ctx context.Context, workspace, id string) (SessionRecord, error)
+	UpdateSession(ctx context.Context, workspace, id string, change func(*SessionRecord) (altered bool, err error)) (SessionRecord, error)
+	ListSessions(ctx context.Context, workspace string, filter SessionFilter, page Page) ([]SessionRecord, bool, error)
+	DeleteSession(ctx context.Context, workspace, id string) error
+	// LiveSessions calls each for every session of every workspace that is not
+	// archived, in no order, for reconciliation.
+	LiveSessions(ctx context.Context, each func(SessionRecord) error) error
+}
+
+// KeyStore keeps workspaces and keys.
+type KeyStore interface {
+	CreateWorkspace(ctx context.Context, ws Workspace) error
+	ListWorkspaces(ctx context.Context) ([]Workspace, error)
+	CreateKey(ctx context.Context, key Key) error
+	// KeyByHash finds a key that is not revoked.
+	KeyByHash(ctx context.Context, hash [32]byte) (Key, error)
+	ListKeys(ctx context.Context, workspace string) ([]Key, error)
+	RevokeKey(ctx context.Context, workspace, id string, at time.Time) error
+}
+
+// BuildStore keeps what the environments' builds came to.
+type BuildStore interface {
+	PutBuild(ctx context.Context, rec BuildRecord) error
+	Build(ctx context.Context, environment string) (BuildRecord, error)
+	// ReferencedLayers calls each with the base digest and layer keys of every
+	// environment that is not archived or has a live session.
+	ReferencedLayers(ctx context.Context, each func(baseDigest string, layers []string) error) error
+}
+
+// Store is everything that control needs remembered.
+type Store interface {
+	EnvironmentStore
+	AgentStore
+	SessionStore
+	KeyStore
+	BuildStore
+}

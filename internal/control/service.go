@@ -1,0 +1,63 @@
+package control
+
+import (
+	"context"
+	"log/slog"
+	"time"
+)
+
+// Config of a Service.
+type Config struct {
+	Store  Store
+	Logger *slog.Logger
+	// Now tells the time; nil means time.Now.
+	Now func() time.Time
+	// Templates answers which base templates there are.
+	Templates TemplateNames
+	// Runtime gives sessions their sandboxes. Nil refuses what needs one
+	// (for tests of the resources alone).
+	Runtime Runtime
+}
+
+// TemplateNames is what the resource rules need to know of templates.
+type TemplateNames interface {
+	Known(name string) bool
+	Names() []string
+}
+
+// Runtime is what the resource rules tell the part of control that owns
+// sandboxes and builds. The calls come after the change is durable.
+type Runtime interface {
+	// EnvironmentChanged is called after a create, an update of the config and
+	// an archive; it starts the build of the layers if they are wanted. It does
+	// not wait.
+	EnvironmentChanged(rec EnvironmentRecord)
+	// SessionCreated starts preparing the session's sandbox. It does not wait.
+	SessionCreated(rec SessionRecord)
+	// SessionEnded ends the session's sandbox and frees all it had. It is
+	// called before the row of a deleted session goes and after a session was
+	// archived. Repeating it is harmless.
+	SessionEnded(ctx context.Context, rec SessionRecord) error
+}
+
+// Service holds the rules of the resources. Its methods may be called at the
+// same time.
+type Service struct {
+	store     Store
+	log       *slog.Logger
+	now       func() time.Time
+	templates TemplateNames
+	runtime   Runtime
+}
+
+// New makes a Service.
+func New(cfg Config) *Service {
+	s := &Service{store: cfg.Store, log: cfg.Logger, now: cfg.Now, templates: cfg.Templates, runtime: cfg.Runtime}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	return s
+}

@@ -1,0 +1,89 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/atoll-run/atoll/internal/sandbox"
+)
+
+// Reconcile makes the world agree with the store, once, before the server
+// answers: running sandboxes of live sessions are found again and get their
+// network back; every other sandbox and network of this server's directory is
+// removed. What cannot be removed is logged and tried again at the next start.
+func (s *Sandboxes) Reconcile(ctx context.Context) error {
+	live := map[string]bool{}
+	err := s.store.LiveSessions(ctx, func(rec SessionRecord) error {
+		live[rec.ID] = true
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("reading live sessions: %w", err)
+	}
+	infos, err := s.engine.List(ctx)
+	if err != nil {
+		return fmt.Errorf("listing sandboxes: %w", err)
+	}
+	kept := map[string]bool{}
+	var failed []error
+	for _, info := range infos {
+		ok, err := s.adopt(ctx, info, live[info.ID])
+		if err != nil {
+			failed = append(failed, err)
+		}
+		kept[info.ID] = ok
+	}
+	failed = append(failed, s.closeStray(ctx, kept)...)
+	s.log.InfoContext(ctx, "reconciled", "sandboxes", len(infos), "kept", len(s.entries), "failed", len(failed))
+	return errors.Join(failed...)
+}
+
+// adopt takes over one sandbox that a former server made, or removes it.
+func (s *Sandboxes) adopt(ctx context.Context, info sandbox.Info, live bool) (bool, error) {
+	if live && info.State == sandbox.StateRunning && info.Labels[labelKind] == kindSession {
+		_, err := s.network.Reopen(ctx, info.ID)
+		if err != nil {
+			// Its files are worth more than its network, which stays closed.
+			s.log.ErrorContext(ctx, "sandbox keeps running without network", "session_id", info.ID, "error", err)
+		}
+		s.setKnown(info.ID, false)
+		return true, nil
+	}
+	if live {
+		s.setKnown(info.ID, true)
+	}
+	s.log.InfoContext(ctx, "removing a sandbox that no session owns", "sandbox_id", info.ID, "state", info.State)
+	if err := s.engine.Destroy(ctx, info.ID); err != nil {
+		return false, fmt.Errorf("removing sandbox %s: %w", info.ID, err)
+	}
+	return false, nil
+}
+
+// setKnown records the sandbox of a live session that runs already, or that is
+// lost and about which the next command is told.
+func (s *Sandboxes) setKnown(id string, lost bool) {
+	done := make(chan struct{})
+	close(done)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.entries[id] = &entry{cancel: func() {}, done: done, lost: lost}
+}
+
+// closeStray removes networks without a sandbox.
+func (s *Sandboxes) closeStray(ctx context.Context, kept map[string]bool) []error {
+	ids, err := s.network.List(ctx)
+	if err != nil {
+		return []error{fmt.Errorf("listing networks: %w", err)}
+	}
+	var failed []error
+	for _, id := range ids {
+		if kept[id] {
+			continue
+		}
+		if err := s.network.Close(ctx, id); err != nil {
+			failed = append(failed, fmt.Errorf("removing the network of %s: %w", id, err))
+		}
+	}
+	return failed
+}

@@ -1,0 +1,243 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"sync"
+
+	"github.com/atoll-run/atoll/internal/egress"
+	"github.com/atoll-run/atoll/internal/image"
+	"github.com/atoll-run/atoll/internal/sandbox"
+)
+
+// SandboxesConfig says what Sandboxes works with. Nothing in it may be nil but
+// Logger.
+type SandboxesConfig struct {
+	Store   Store
+	Engine  Engine
+	Network Network
+	Builds  *Builds
+	// Limits of one session's sandbox; zero fields are the engine's defaults.
+	Limits sandbox.Limits
+	// Parallel bounds how many sandboxes are made at the same time; zero means
+	// twice the processors.
+	Parallel int
+	Logger   *slog.Logger
+}
+
+// Sandboxes gives each session its own sandbox and network, made when the
+// session is created, and takes them away when it ends. It implements Runtime.
+// Its methods may be called at the same time.
+type Sandboxes struct {
+	store   Store
+	engine  Engine
+	network Network
+	builds  *Builds
+	limits  sandbox.Limits
+	log     *slog.Logger
+	slots   chan struct{} // one per sandbox being made
+
+	ctx    context.Context // the service's own life; ends in Shutdown
+	cancel context.CancelFunc
+	work   sync.WaitGroup
+
+	mu      sync.Mutex
+	entries map[string]*entry // session id → its sandbox, under mu
+}
+
+// entry is one session's sandbox as far as this server knows it.
+type entry struct {
+	cancel context.CancelFunc // ends the preparation
+	done   chan struct{}      // closed when the preparation ended
+	err    error              // why it failed; read after done
+	lost   bool               // it ended by itself and nobody was told yet
+}
+
+// NewSandboxes makes a Sandboxes. Call Reconcile before the first request.
+func NewSandboxes(cfg SandboxesConfig) *Sandboxes {
+	if cfg.Parallel == 0 {
+		cfg.Parallel = 2 * runtime.NumCPU()
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	return &Sandboxes{
+		store: cfg.Store, engine: cfg.Engine, network: cfg.Network, builds: cfg.Builds,
+		limits: cfg.Limits, log: cfg.Logger, slots: make(chan struct{}, cfg.Parallel),
+		ctx: ctx, cancel: cancel, entries: map[string]*entry{},
+	}
+}
+
+// Shutdown stops preparing sandboxes and waits for what is under way to be
+// undone. Running sandboxes go on.
+func (s *Sandboxes) Shutdown(ctx context.Context) error {
+	s.cancel()
+	done := make(chan struct{})
+	go func() {
+		s.work.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// EnvironmentChanged implements Runtime.
+func (s *Sandboxes) EnvironmentChanged(rec EnvironmentRecord) { s.builds.Changed(rec) }
+
+// SessionCreated implements Runtime.
+func (s *Sandboxes) SessionCreated(rec SessionRecord) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.entries[rec.ID] == nil {
+		s.start(rec)
+	}
+}
+
+// start begins preparing a session's sandbox, in place of what is left of a
+// former one. The caller holds mu.
+func (s *Sandboxes) start(rec SessionRecord) *entry {
+	former := s.entries[rec.ID]
+	ctx, cancel := context.WithCancel(s.ctx)
+	e := &entry{cancel: cancel, done: make(chan struct{})}
+	s.entries[rec.ID] = e
+	s.work.Go(func() {
+		defer close(e.done)
+		defer cancel()
+		if former != nil {
+			if e.err = s.remove(ctx, rec.ID); e.err != nil {
+				return
+			}
+		}
+		e.err = s.prepare(ctx, rec)
+		if e.err != nil && ctx.Err() == nil {
+			s.log.ErrorContext(ctx, "session has no sandbox", "session_id", rec.ID, "error", e.err)
+		}
+	})
+	return e
+}
+
+// prepare makes the sandbox of a session, or nothing.
+func (s *Sandboxes) prepare(ctx context.Context, rec SessionRecord) error {
+	env, err := SessionConfig(rec)
+	if err != nil {
+		return err
+	}
+	root, err := s.builds.Root(ctx, rec.Environment, env.template(), env.packages())
+	if err != nil {
+		return err
+	}
+	policy, err := egress.Compile(sessionPolicy(env, root.Base.Registries))
+	if err != nil {
+		return fmt.Errorf("compiling the network policy: %w", err)
+	}
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	netns, err := s.network.Open(ctx, rec.ID, egress.Meta{
+		SessionID: rec.ID, WorkspaceID: rec.Workspace, EnvironmentID: rec.Environment, Source: "sandbox",
+	}, policy)
+	if err != nil {
+		return fmt.Errorf("making the session's network: %w", err)
+	}
+	err = s.engine.Create(ctx, s.spec(rec, root, netns))
+	if err != nil {
+		return errors.Join(
+			fmt.Errorf("making the sandbox: %w", err),
+			s.network.Close(context.WithoutCancel(ctx), rec.ID))
+	}
+	s.log.DebugContext(ctx, "sandbox ready", "session_id", rec.ID)
+	return nil
+}
+
+// spec is what a session's sandbox is made of.
+func (s *Sandboxes) spec(rec SessionRecord, root Root, netns string) sandbox.Spec {
+	return sandbox.Spec{
+		ID: rec.ID, Hostname: "atoll", Layers: root.Dirs, Env: root.Base.Env,
+		Dir:   "/workspace",
+		Dirs:  []string{"/workspace", "/mnt/session/uploads", "/mnt/session/outputs"},
+		Files: sandboxFiles("atoll"), Limits: s.limits, NetNS: netns,
+		Labels: map[string]string{labelKind: kindSession, labelWorkspace: rec.Workspace},
+	}
+}
+
+// sessionPolicy is what a session's network may reach: fixed when the sandbox
+// is made.
+func sessionPolicy(env SessionEnvironment, registries []image.Registry) egress.Spec {
+	if env.Networking.Type == "unrestricted" {
+		return egress.Spec{Mode: egress.ModeUnrestricted}
+	}
+	spec := egress.Spec{Mode: egress.ModeLimited, AllowedHosts: env.Networking.AllowedHosts}
+	if env.Networking.AllowMCPServers {
+		spec.Endpoints = append(spec.Endpoints, env.MCPEndpoints...)
+	}
+	if env.Networking.AllowPackageManagers {
+		spec.Endpoints = append(spec.Endpoints, registryEndpoints(registries)...)
+	}
+	return spec
+}
+
+// SessionEnded implements Runtime.
+func (s *Sandboxes) SessionEnded(ctx context.Context, rec SessionRecord) error {
+	s.mu.Lock()
+	e := s.entries[rec.ID]
+	s.mu.Unlock()
+	if e != nil {
+		e.cancel()
+		select {
+		case <-e.done:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if err := s.remove(ctx, rec.ID); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	delete(s.entries, rec.ID)
+	s.mu.Unlock()
+	return nil
+}
+
+// remove frees all that a sandbox had: its processes first, so that nothing
+// uses the network that goes with it.
+func (s *Sandboxes) remove(ctx context.Context, id string) error {
+	ctx = context.WithoutCancel(ctx)
+	if err := s.engine.Destroy(ctx, id); err != nil {
+		return fmt.Errorf("removing sandbox %s: %w", id, err)
+	}
+	if err := s.network.Close(ctx, id); err != nil {
+		return fmt.Errorf("removing the network of %s: %w", id, err)
+	}
+	return nil
+}
+
+// Counts reports how many sessions' sandboxes are in which state, for metrics.
+func (s *Sandboxes) Counts() map[string]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := map[string]int{"preparing": 0, "running": 0, "failed": 0}
+	for _, e := range s.entries {
+		select {
+		case <-e.done:
+			if e.err != nil || e.lost {
+				n["failed"]++
+			} else {
+				n["running"]++
+			}
+		default:
+			n["preparing"]++
+		}
+	}
+	return n
+}

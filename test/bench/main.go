@@ -1,0 +1,152 @@
+// Command bench measures Atoll beside raw runsc, runc and podman on one machine
+// in one run and prints ratios. It needs root and starts everything itself: the
+// server on a throwaway data directory, runsc built from the pinned module. A
+// peer that is not installed is named as not measured, never left out.
+//
+// The clock is on the client's side; fsync is on; the page cache is warm. A
+// failed run counts as a failure and is printed.
+package main
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// sample is the outcome of one measurement.
+type sample struct {
+	Name     string    `json:"name"`
+	Millis   []float64 `json:"ms,omitempty"`
+	PerSec   float64   `json:"per_second,omitempty"`
+	Failures int       `json:"failures"`
+	Note     string    `json:"note,omitempty"`
+}
+
+func (s *sample) add(d time.Duration, err error) {
+	if err != nil {
+		s.Failures++
+		s.Note = err.Error()
+		return
+	}
+	s.Millis = append(s.Millis, float64(d.Microseconds())/1000)
+}
+
+// quantile of the measured times in milliseconds.
+func (s *sample) quantile(q float64) float64 {
+	if len(s.Millis) == 0 {
+		return 0
+	}
+	v := slices.Sorted(slices.Values(s.Millis))
+	return v[min(len(v)-1, int(q*float64(len(v))))]
+}
+
+// group is a table whose first row is ours and whose ratios are against it.
+type group struct {
+	Title string    `json:"title"`
+	Rows  []*sample `json:"rows"`
+}
+
+func main() {
+	quick := flag.Bool("quick", false, "a tenth of the runs")
+	out := flag.String("json", "", "also write the raw data to this file")
+	flag.Parse()
+	if err := run(*quick, *out); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(quick bool, out string) error {
+	if os.Getuid() != 0 {
+		return fmt.Errorf("needs root (sandboxes, mounts and network namespaces)")
+	}
+	dir, err := os.MkdirTemp("", "atoll-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	n := 60
+	if quick {
+		n = 8
+	}
+	b := &bench{dir: dir, n: n, quick: quick}
+	defer b.close()
+	if err := b.prepare(); err != nil {
+		return err
+	}
+	machine()
+	var groups []group
+	for _, step := range []func() ([]group, error){b.starts, b.execs, b.builds, b.api} {
+		gs, err := step()
+		if err != nil {
+			return err
+		}
+		for _, g := range gs {
+			g.print()
+		}
+		groups = append(groups, gs...)
+	}
+	if out == "" {
+		return nil
+	}
+	raw, err := json.MarshalIndent(groups, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(out, raw, 0o644)
+}
+
+// machine prints what the figures were measured on.
+func machine() {
+	var u syscall.Utsname
+	_ = syscall.Uname(&u)
+	release := make([]byte, 0, len(u.Release))
+	for _, c := range u.Release {
+		if c == 0 {
+			break
+		}
+		release = append(release, byte(c))
+	}
+	fmt.Printf("%d CPUs, %s/%s, Linux %s, %s. No network path: client, server and peers share the machine.\n",
+		runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, release, time.Now().Format("2006-01-02"))
+}
+
+func (g group) print() {
+	fmt.Printf("\n%s\n", g.Title)
+	if len(g.Rows) > 0 && g.Rows[0].PerSec > 0 {
+		for _, r := range g.Rows {
+			fmt.Printf("  %-44s %9.0f /s   p99 %7.2f ms   failures %d\n", r.Name, r.PerSec, r.quantile(.99), r.Failures)
+		}
+		return
+	}
+	fmt.Printf("  %-44s %4s %9s %9s %9s %7s\n", "", "n", "min ms", "p50 ms", "p99 ms", "ours/it")
+	ours := g.Rows[0].quantile(.5)
+	for _, r := range g.Rows {
+		if len(r.Millis) == 0 {
+			fmt.Printf("  %-44s not measured: %s\n", r.Name, strings.TrimSpace(r.Note))
+			continue
+		}
+		fmt.Printf("  %-44s %4d %9.2f %9.2f %9.2f %7.2f", r.Name, len(r.Millis), r.quantile(0), r.quantile(.5), r.quantile(.99), ours/r.quantile(.5))
+		if r.Failures > 0 {
+			fmt.Printf("   %d failed: %s", r.Failures, strings.TrimSpace(r.Note))
+		}
+		fmt.Println()
+	}
+}
+
+// root is the top of the checkout.
+func root() (string, error) {
+	out, err := exec.Command("go", "env", "GOMOD").Output()
+	if err != nil {
+		return "", fmt.Errorf("finding the module: %w", err)
+	}
+	return filepath.Dir(strings.TrimSpace(string(out))), nil
+}

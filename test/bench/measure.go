@@ -1,0 +1,224 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// starts measures session create to first output, beside run of the peers.
+func (b *bench) starts() ([]group, error) {
+	ours := &sample{Name: "atoll: session create → first exec"}
+	g := group{Title: "Cold start, output of echo on the slim root filesystem", Rows: []*sample{ours}}
+	peers := b.peers()
+	rows := map[string]*sample{}
+	for _, p := range peers {
+		rows[p.name] = &sample{Name: p.name + " run", Note: p.missing}
+		g.Rows = append(g.Rows, rows[p.name])
+	}
+	for range b.n { // interleaved: all see the same machine
+		id, d, err := b.firstExec(b.slim)
+		ours.add(d, err)
+		if id != "" {
+			if err := b.call("DELETE", "/v1/sessions/"+id, nil, nil); err != nil {
+				return nil, err
+			}
+		}
+		for _, p := range peers {
+			if p.missing == "" {
+				t := time.Now()
+				err := p.run()
+				rows[p.name].add(time.Since(t), err)
+			}
+		}
+	}
+	return []group{g}, nil
+}
+
+// execs measures one more command in a running sandbox.
+func (b *bench) execs() ([]group, error) {
+	id, _, err := b.firstExec(b.slim)
+	if err != nil {
+		return nil, err
+	}
+	ours := &sample{Name: "atoll: exec over HTTP"}
+	g := group{Title: "Exec of /bin/echo in a running sandbox", Rows: []*sample{ours}}
+	peers := b.peers()
+	rows := map[string]*sample{}
+	for i, p := range peers {
+		rows[p.name] = &sample{Name: p.name + " exec", Note: p.missing}
+		g.Rows = append(g.Rows, rows[p.name])
+		if p.missing != "" {
+			continue
+		}
+		if err := p.up(); err != nil {
+			rows[p.name].Note = err.Error()
+			peers[i].missing = err.Error()
+			continue
+		}
+		defer p.down()
+	}
+	for range b.n {
+		t := time.Now()
+		err := b.echo(id)
+		ours.add(time.Since(t), err)
+		for _, p := range peers {
+			if p.missing == "" {
+				t := time.Now()
+				err := p.exec()
+				rows[p.name].add(time.Since(t), err)
+			}
+		}
+	}
+	return []group{g}, b.call("DELETE", "/v1/sessions/"+id, nil, nil)
+}
+
+// builds measures a package list that nobody built before, the same list again,
+// and the same install natively in a chroot of the same base.
+func (b *bench) builds() ([]group, error) {
+	runs := 3
+	if b.quick {
+		runs = 1
+	}
+	miss := &sample{Name: "atoll: environment create → first exec, miss"}
+	hit := &sample{Name: "atoll: the same list again, hit"}
+	bare := &sample{Name: "atoll: the same template without packages"}
+	native := &sample{Name: "pip install in a chroot of the same base"}
+	for range runs {
+		// A marker that is always true makes each run's list a new one.
+		list := object{"pip": []string{"requests", "six==1.16.0", fmt.Sprintf(`idna; python_version < "9.%d"`, time.Now().UnixNano())}}
+		miss.add(b.newEnvironment(object{"packages": list}))
+		for range 5 {
+			hit.add(b.newEnvironment(object{"packages": list}))
+			bare.add(b.newEnvironment(object{}))
+		}
+		native.add(b.nativePip())
+	}
+	return []group{
+		{Title: "Packages (pip: requests, six, idna), new environment → first exec", Rows: []*sample{miss, native, hit}},
+		{Title: "What a hit adds", Rows: []*sample{hit, bare}},
+	}, nil
+}
+
+// newEnvironment times the creation of an environment and of its first session
+// until that has run a command.
+func (b *bench) newEnvironment(config object) (time.Duration, error) {
+	start := time.Now()
+	env, err := b.environment(config)
+	if err != nil {
+		return 0, err
+	}
+	id, _, err := b.firstExec(env)
+	d := time.Since(start)
+	if id != "" {
+		if err := b.call("DELETE", "/v1/sessions/"+id, nil, nil); err != nil {
+			return 0, err
+		}
+	}
+	return d, err
+}
+
+// nativePip installs the same packages in a chroot over a throwaway overlay.
+func (b *bench) nativePip() (time.Duration, error) {
+	var list struct {
+		Data []struct{ Name, Digest string }
+	}
+	if err := b.call("GET", "/atoll/v1/templates", nil, &list); err != nil {
+		return 0, err
+	}
+	lower := ""
+	for _, t := range list.Data {
+		if t.Name == "base" {
+			lower = filepath.Join(filepath.Dir(filepath.Dir(b.rootfs)), t.Digest, "rootfs")
+		}
+	}
+	dir, err := os.MkdirTemp(b.dir, "native-")
+	if err != nil {
+		return 0, err
+	}
+	for _, d := range []string{"upper", "work", "merged"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
+			return 0, err
+		}
+	}
+	merged := filepath.Join(dir, "merged")
+	opts := fmt.Sprintf("lowerdir=%s,upperdir=%s/upper,workdir=%s/work", lower, dir, dir)
+	if out, err := exec.Command("mount", "-t", "overlay", "overlay", "-o", opts, merged).CombinedOutput(); err != nil {
+		return 0, fmt.Errorf("mounting: %w: %s", err, out)
+	}
+	defer func() { _ = exec.Command("umount", merged).Run() }() // else the directory's removal tells
+	resolv, err := os.ReadFile("/etc/resolv.conf")
+	if err != nil {
+		return 0, err
+	}
+	_ = os.Remove(filepath.Join(merged, "etc/resolv.conf"))
+	if err := os.WriteFile(filepath.Join(merged, "etc/resolv.conf"), resolv, 0o644); err != nil {
+		return 0, err
+	}
+	if hosts, err := os.ReadFile("/etc/hosts"); err == nil {
+		_ = os.WriteFile(filepath.Join(merged, "etc/hosts"), hosts, 0o644) // else DNS answers
+	}
+	cmd := exec.Command("chroot", merged, "python3", "-m", "pip", "install", "--no-cache-dir", "--break-system-packages", "requests", "six==1.16.0", "idna")
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/tmp", "PIP_CERT=/etc/ssl/certs/ca-certificates.crt"}
+	start := time.Now()
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return 0, fmt.Errorf("native pip: %w: %s", err, tail(out))
+	}
+	return time.Since(start), nil
+}
+
+func tail(b []byte) string {
+	s := strings.TrimSpace(string(b))
+	return s[max(0, len(s)-300):]
+}
+
+// api measures the environments API itself.
+func (b *bench) api() ([]group, error) {
+	d := 3 * time.Second
+	if b.quick {
+		d = time.Second
+	}
+	creates := group{Title: "Durable environment creates (self_hosted, so that nothing is built)"}
+	reads := group{Title: "Environment reads by id"}
+	create := func() error {
+		return b.call("POST", "/v1/environments", object{
+			"name": fmt.Sprintf("load-%d-%d", os.Getpid(), counter.Add(1)), "config": object{"type": "self_hosted"}}, nil)
+	}
+	lists := group{Title: "List of 20 environments"}
+	list := func(name string) *sample {
+		s := &sample{Name: name}
+		for range max(20, b.n) {
+			t := time.Now()
+			err := b.call("GET", "/v1/environments?limit=20", nil, nil)
+			s.add(time.Since(t), err)
+		}
+		return s
+	}
+	for counter.Load() < 100 {
+		if err := create(); err != nil {
+			return nil, err
+		}
+	}
+	lists.Rows = append(lists.Rows, list("about 100 rows"))
+	for _, clients := range []int{1, 8, 32} {
+		creates.Rows = append(creates.Rows, load(fmt.Sprintf("%d clients", clients), clients, d, create))
+		reads.Rows = append(reads.Rows, load(fmt.Sprintf("%d clients", clients), clients, d, func() error {
+			return b.call("GET", "/v1/environments/"+b.slim, nil, nil)
+		}))
+	}
+	rows := int64(100_000)
+	if b.quick {
+		rows = 10_000
+	}
+	for counter.Load() < rows {
+		if s := load("", 32, time.Second, create); s.Failures > 0 {
+			return nil, fmt.Errorf("filling the table: %s", s.Note)
+		}
+	}
+	lists.Rows = append(lists.Rows, list(fmt.Sprintf("%d rows", counter.Load())))
+	return []group{creates, reads, lists}, nil
+}

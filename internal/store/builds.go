@@ -1,0 +1,69 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+
+	"github.com/atoll-run/atoll/internal/control"
+)
+
+func scanBuild(row scanner) (rec control.BuildRecord, err error) {
+	var updated int64
+	var layers []byte
+	if err := row.Scan(&rec.Environment, &rec.Wanted, &rec.Status, &rec.BaseDigest, &layers, &rec.Document, &updated); err != nil {
+		return rec, err
+	}
+	rec.UpdatedAt = moment(updated)
+	return rec, json.Unmarshal(layers, &rec.Layers)
+}
+
+// PutBuild implements [control.BuildStore]. An environment that is not there is
+// ErrNoRecord. A Document of no length is kept as null.
+func (s *Store) PutBuild(ctx context.Context, rec control.BuildRecord) error {
+	layers, err := json.Marshal(rec.Layers)
+	if err != nil {
+		return wrap("storing build", err)
+	}
+	if len(rec.Document) == 0 {
+		rec.Document = []byte("null")
+	}
+	err = s.writes.write(ctx, func(tx *statements) error {
+		_, err := tx.exec(context.Background(), `INSERT INTO builds
+(environment_id, wanted, status, base_digest, layers, document, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7)
+ON CONFLICT (environment_id) DO UPDATE SET wanted = excluded.wanted, status = excluded.status,
+base_digest = excluded.base_digest, layers = excluded.layers, document = excluded.document, updated_at = excluded.updated_at`,
+			rec.Environment, rec.Wanted, rec.Status, rec.BaseDigest, string(layers), string(rec.Document), micros(rec.UpdatedAt))
+		return amend(err, control.ErrNoRecord)
+	})
+	return wrap("storing build", err)
+}
+
+// Build implements [control.BuildStore]. One that never was is ErrNoRecord.
+func (s *Store) Build(ctx context.Context, environment string) (control.BuildRecord, error) {
+	rec, err := one(ctx, s.read, scanBuild, `SELECT environment_id, wanted, status, base_digest, layers, document, updated_at
+FROM builds WHERE environment_id = $1`, environment)
+	return rec, wrap("reading build", err)
+}
+
+// ReferencedLayers implements [control.BuildStore]. each may call the store.
+func (s *Store) ReferencedLayers(ctx context.Context, each func(baseDigest string, layers []string) error) error {
+	for last := ""; ; {
+		recs, err := many(ctx, s.read, scanBuild, `SELECT b.environment_id, b.wanted, b.status, b.base_digest, b.layers, b.document, b.updated_at
+FROM builds b JOIN environments e ON e.id = b.environment_id
+WHERE b.environment_id > $1 AND (e.archived_at IS NULL
+  OR EXISTS (SELECT 1 FROM sessions s WHERE s.environment_id = e.id AND s.archived_at IS NULL))
+ORDER BY b.environment_id LIMIT $2`, last, batch)
+		if err != nil {
+			return wrap("reading referenced layers", err)
+		}
+		for _, rec := range recs {
+			if err := each(rec.BaseDigest, rec.Layers); err != nil {
+				return err
+			}
+			last = rec.Environment
+		}
+		if len(recs) < batch {
+			return nil
+		}
+	}
+}

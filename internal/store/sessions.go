@@ -1,0 +1,140 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"strings"
+
+	"github.com/atoll-run/atoll/internal/control"
+)
+
+const selectSessions = `SELECT id, workspace_id, environment_id, agent_id, agent_version, status, document, created_at, updated_at, archived_at FROM sessions`
+
+func scanSession(row scanner) (rec control.SessionRecord, err error) {
+	var created, updated int64
+	var archived sql.NullInt64
+	err = row.Scan(&rec.ID, &rec.Workspace, &rec.Environment, &rec.Agent, &rec.AgentVersion, &rec.Status,
+		&rec.Document, &created, &updated, &archived)
+	rec.CreatedAt, rec.UpdatedAt, rec.ArchivedAt = moment(created), moment(updated), optionalMoment(archived)
+	return rec, err
+}
+
+func session(ctx context.Context, s *statements, workspace, id string) (control.SessionRecord, error) {
+	return one(ctx, s, scanSession, selectSessions+` WHERE id = $1 AND workspace_id = $2`, id, workspace)
+}
+
+// CreateSession implements [control.SessionStore]. An id that is taken is
+// ErrDuplicate.
+func (s *Store) CreateSession(ctx context.Context, rec control.SessionRecord) error {
+	err := s.writes.write(ctx, func(tx *statements) error {
+		ctx := context.Background()
+		env, err := environment(ctx, tx, rec.Workspace, rec.Environment)
+		if err != nil {
+			return err
+		}
+		if !env.ArchivedAt.IsZero() {
+			return control.ErrStale
+		}
+		_, err = tx.exec(ctx, `INSERT INTO sessions
+(id, workspace_id, environment_id, agent_id, agent_version, status, document, created_at, updated_at, archived_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`,
+			rec.ID, rec.Workspace, rec.Environment, rec.Agent, rec.AgentVersion, rec.Status, string(rec.Document),
+			micros(rec.CreatedAt), micros(rec.UpdatedAt), optional(rec.ArchivedAt))
+		return amend(err, control.ErrNoRecord)
+	})
+	return wrap("storing session", err)
+}
+
+// Session implements [control.SessionStore].
+func (s *Store) Session(ctx context.Context, workspace, id string) (control.SessionRecord, error) {
+	rec, err := session(ctx, s.read, workspace, id)
+	return rec, wrap("reading session", err)
+}
+
+// UpdateSession implements [control.SessionStore]. What change may alter is
+// Agent, AgentVersion, Status, Document, UpdatedAt and ArchivedAt. It must not
+// write by itself.
+func (s *Store) UpdateSession(ctx context.Context, workspace, id string, change func(*control.SessionRecord) (bool, error)) (control.SessionRecord, error) {
+	var refused error
+	rec, err := write(ctx, s, func(tx *statements) (_ control.SessionRecord, err error) {
+		ctx := context.Background()
+		old, err := session(ctx, tx, workspace, id)
+		if err != nil {
+			return old, err
+		}
+		rec := old
+		altered, err := change(&rec)
+		if err != nil || !altered {
+			refused = err
+			return old, err
+		}
+		return one(ctx, tx, scanSession, `UPDATE sessions
+SET agent_id = $3, agent_version = $4, status = $5, document = $6, updated_at = $7, archived_at = $8
+WHERE id = $1 AND workspace_id = $2
+RETURNING id, workspace_id, environment_id, agent_id, agent_version, status, document, created_at, updated_at, archived_at`,
+			id, workspace, rec.Agent, rec.AgentVersion, rec.Status, string(rec.Document), micros(rec.UpdatedAt), optional(rec.ArchivedAt))
+	})
+	return rec, wrapUnless(refused, "updating session", err)
+}
+
+// ListSessions implements [control.SessionStore]. Agent, archived and times are
+// found by an index; AgentVersion and Statuses are compared row by row.
+func (s *Store) ListSessions(ctx context.Context, workspace string, filter control.SessionFilter, page control.Page) ([]control.SessionRecord, bool, error) {
+	l := list{selects: selectSessions}
+	l.where("workspace_id = $%d", workspace)
+	if filter.Agent != "" {
+		l.where("agent_id = $%d", filter.Agent)
+	}
+	if filter.AgentVersion != 0 {
+		l.where("agent_version = $%d", filter.AgentVersion)
+	}
+	if len(filter.Statuses) > 0 {
+		args := make([]any, len(filter.Statuses))
+		for i, status := range filter.Statuses {
+			args[i] = status
+		}
+		l.where("status IN ("+strings.TrimSuffix(strings.Repeat("$%d, ", len(args)), ", ")+")", args...)
+	}
+	if !filter.IncludeArchived {
+		l.where("archived_at IS NULL")
+	}
+	l.between(filter.CreatedGT, filter.CreatedGTE, filter.CreatedLT, filter.CreatedLTE)
+	recs, more, err := fetch(ctx, s.read, l, page, scanSession)
+	return recs, more, wrap("listing sessions", err)
+}
+
+// DeleteSession implements [control.SessionStore].
+func (s *Store) DeleteSession(ctx context.Context, workspace, id string) error {
+	err := s.writes.write(ctx, func(tx *statements) error {
+		n, err := tx.exec(context.Background(), `DELETE FROM sessions WHERE id = $1 AND workspace_id = $2`, id, workspace)
+		if err == nil && n == 0 {
+			return control.ErrNoRecord
+		}
+		return err
+	})
+	return wrap("deleting session", err)
+}
+
+// batch is how many rows are held in memory where all are visited.
+const batch = 200
+
+// LiveSessions implements [control.SessionStore]. each may call the store:
+// nothing is held open meanwhile. A session that is created or archived during
+// the walk may or may not be seen.
+func (s *Store) LiveSessions(ctx context.Context, each func(control.SessionRecord) error) error {
+	for last := ""; ; {
+		recs, err := many(ctx, s.read, scanSession, selectSessions+` WHERE archived_at IS NULL AND id > $1 ORDER BY id LIMIT $2`, last, batch)
+		if err != nil {
+			return wrap("reading live sessions", err)
+		}
+		for _, rec := range recs {
+			if err := each(rec); err != nil {
+				return err
+			}
+			last = rec.ID
+		}
+		if len(recs) < batch {
+			return nil
+		}
+	}
+}

@@ -1,0 +1,180 @@
+package storetest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+
+	"github.com/atoll-run/atoll/internal/control"
+)
+
+func keys(t *testing.T, f *fixture) {
+	f.fails(f.CreateWorkspace(f.ctx, control.Workspace{ID: "w1", Name: "again", CreatedAt: epoch}), control.ErrDuplicate)
+	all, err := f.ListWorkspaces(f.ctx)
+	f.ok(err)
+	f.same(all, []control.Workspace{
+		{ID: "w1", Name: "name of w1", CreatedAt: epoch}, {ID: "w2", Name: "name of w2", CreatedAt: epoch},
+	})
+
+	key := control.Key{ID: "key_1", Workspace: "w1", Name: "k", Kind: control.KeyAPI, Hash: hash("one"), Hint: "…one"[3:], CreatedAt: at(1)}
+	narrow := control.Key{ID: "key_2", Workspace: "w1", Kind: control.KeySession, Scope: "sesn_1", Hash: hash("two"), CreatedAt: at(2)}
+	f.ok(f.CreateKey(f.ctx, key))
+	f.ok(f.CreateKey(f.ctx, narrow))
+	f.fails(f.CreateKey(f.ctx, control.Key{ID: "key_3", Workspace: "w2", Kind: control.KeyAPI, Hash: hash("one"), CreatedAt: at(3)}), control.ErrDuplicate)
+	f.fails(f.CreateKey(f.ctx, control.Key{ID: "key_3", Workspace: "w9", Kind: control.KeyAPI, Hash: hash("three"), CreatedAt: at(3)}), control.ErrNoRecord)
+	got, err := f.KeyByHash(f.ctx, hash("one"))
+	f.ok(err)
+	f.same(got, key)
+	_, err = f.KeyByHash(f.ctx, hash("three"))
+	f.fails(err, control.ErrNoRecord)
+
+	f.fails(f.RevokeKey(f.ctx, "w2", key.ID, at(5)), control.ErrNoRecord)
+	f.ok(f.RevokeKey(f.ctx, "w1", key.ID, at(5)))
+	f.ok(f.RevokeKey(f.ctx, "w1", key.ID, at(6)))
+	_, err = f.KeyByHash(f.ctx, hash("one"))
+	f.fails(err, control.ErrNoRecord)
+	key.RevokedAt = at(5)
+	list, err := f.ListKeys(f.ctx, "w1")
+	f.ok(err)
+	f.same(list, []control.Key{key, narrow})
+}
+
+func builds(t *testing.T, f *fixture) {
+	e := f.addEnv(1)
+	_, err := f.Build(f.ctx, e.ID)
+	f.fails(err, control.ErrNoRecord)
+	f.fails(f.PutBuild(f.ctx, control.BuildRecord{Environment: "env_none", Status: "queued"}), control.ErrNoRecord)
+	for n, status := range []string{"queued", "ready"} {
+		want := control.BuildRecord{Environment: e.ID, Wanted: "w", Status: status, BaseDigest: "sha256:b",
+			Layers: []string{"l1", "l2"}[:n*2], Document: []byte(`{"log":[]}`), UpdatedAt: at(n)}
+		f.ok(f.PutBuild(f.ctx, want))
+		got, err := f.Build(f.ctx, e.ID)
+		f.ok(err)
+		f.same(got, want)
+	}
+	// Archived without a session, archived with an archived and with a live one.
+	for n, live := range map[int]string{2: "none", 3: "archived", 4: "live"} {
+		rec := f.addEnv(n)
+		f.ok(f.PutBuild(f.ctx, control.BuildRecord{Environment: rec.ID, Status: "ready", BaseDigest: live}))
+		if live != "none" {
+			f.addSession(n, rec.ID, func(r *control.SessionRecord) {
+				if live == "archived" {
+					r.ArchivedAt = at(9)
+				}
+			})
+		}
+		f.archiveEnv(rec.ID, at(10))
+	}
+	got := map[string][]string{}
+	f.ok(f.ReferencedLayers(f.ctx, func(base string, layers []string) error {
+		got[base] = layers
+		return nil
+	}))
+	f.same(got, map[string][]string{"sha256:b": {"l1", "l2"}, "live": nil})
+	stop := errors.New("stop")
+	f.fails(f.ReferencedLayers(f.ctx, func(string, []string) error { return stop }), stop)
+}
+
+// together runs n functions at the same time and collects their errors.
+func together(n int, do func(i int) error) []error {
+	errs := make([]error, n)
+	var wg sync.WaitGroup
+	start := make(chan struct{})
+	for i := range n {
+		wg.Go(func() {
+			<-start
+			errs[i] = do(i)
+		})
+	}
+	close(start)
+	wg.Wait()
+	return errs
+}
+
+func nameRace(t *testing.T, f *fixture) {
+	const racers = 32
+	won := 0
+	for _, err := range together(racers, func(i int) error {
+		rec := env(i)
+		rec.Name = "wanted"
+		return f.CreateEnvironment(f.ctx, rec)
+	}) {
+		if err == nil {
+			won++
+		} else {
+			f.fails(err, control.ErrDuplicate)
+		}
+	}
+	all, _, err := f.ListEnvironments(f.ctx, "w1", true, control.Page{Limit: racers})
+	f.ok(err)
+	if won != 1 || len(all) != 1 {
+		t.Errorf("%d creates succeeded, %d environments are there; want one of each", won, len(all))
+	}
+}
+
+func lostUpdates(t *testing.T, f *fixture) {
+	const writers, rounds = 16, 8
+	e := f.addEnv(1)
+	a := f.addAgent(1)
+	for _, err := range together(writers, func(int) error {
+		for range rounds {
+			if _, err := f.UpdateEnvironment(f.ctx, "w1", e.ID, func(r *control.EnvironmentRecord) (bool, error) {
+				r.UpdatedAt = r.UpdatedAt.Add(1000)
+				return true, nil
+			}); err != nil {
+				return err
+			}
+			if _, err := f.UpdateAgent(f.ctx, "w1", a.ID, func(r *control.AgentRecord) (bool, error) {
+				r.Document = fmt.Appendf(nil, `{"after":%d}`, r.Version)
+				return true, nil
+			}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}) {
+		f.ok(err)
+	}
+	got, err := f.Environment(f.ctx, "w1", e.ID)
+	f.ok(err)
+	if n := got.UpdatedAt.Sub(e.UpdatedAt).Microseconds(); n != writers*rounds {
+		t.Errorf("%d updates of the environment were kept of %d", n, writers*rounds)
+	}
+	newest, err := f.Agent(f.ctx, "w1", a.ID, 0)
+	f.ok(err)
+	f.same(newest.Version, 1+writers*rounds)
+	f.same(string(newest.Document), fmt.Sprintf(`{"after":%d}`, writers*rounds))
+}
+
+func contexts(t *testing.T, f *fixture) {
+	ctx, cancel := context.WithCancel(f.ctx)
+	cancel()
+	f.fails(f.CreateEnvironment(ctx, env(1)), context.Canceled)
+	_, err := f.Environment(f.ctx, "w1", env(1).ID)
+	f.fails(err, control.ErrNoRecord)
+
+	// A write that waits behind another is given up, for good, with its context.
+	ctx, cancel = context.WithCancel(f.ctx)
+	e := f.addEnv(2)
+	inside, leave, done := make(chan struct{}), make(chan struct{}), make(chan error)
+	go func() {
+		_, err := f.UpdateEnvironment(f.ctx, "w1", e.ID, func(*control.EnvironmentRecord) (bool, error) {
+			close(inside)
+			<-leave
+			return false, nil
+		})
+		done <- err
+	}()
+	<-inside
+	waiter := make(chan error)
+	go func() { waiter <- f.CreateEnvironment(ctx, env(3)) }()
+	cancel()
+	f.fails(<-waiter, context.Canceled)
+	close(leave)
+	f.ok(<-done)
+	f.addEnv(4)
+	_, err = f.Environment(f.ctx, "w1", env(3).ID)
+	f.fails(err, control.ErrNoRecord)
+}

@@ -1,0 +1,80 @@
+package egress
+
+import (
+	"log/slog"
+	"net/netip"
+	"time"
+)
+
+// Config is what a [Gateway] needs to know.
+type Config struct {
+	// Dir is where networks are kept: the mounts that hold namespaces open, and
+	// for each session its policy and its table of names. It is made if it is
+	// not there. Each server needs its own.
+	Dir string
+	// Logger gets a line for each refusal; nil means none.
+	Logger *slog.Logger
+	// DenyCIDRs are ranges that no sandbox reaches, besides those built in.
+	DenyCIDRs []netip.Prefix
+	// Exempt lets single hosts be at addresses that are not public.
+	Exempt []Exemption
+	// BlockHosts are names, or "*." and a name, that no policy opens.
+	BlockHosts []string
+	// AllowECH lets through TLS whose server name is encrypted. The name inside
+	// cannot be checked then.
+	AllowECH bool
+	// Resolver turns names into addresses on the host; nil means the host's own.
+	Resolver Resolver
+	// PoolSize is how many networks are made ahead. Zero: none, each is made
+	// when it is asked for.
+	PoolSize int
+	// Limits of each session.
+	Limits Limits
+	// OnDecision, if not nil, is called for each decision as it is made, before
+	// byte counts are known. It must not block.
+	OnDecision func(Record)
+}
+
+// Limits bound what one session may use. Zero means the default.
+type Limits struct {
+	Connections       int           // open TCP connections; default 512
+	ConnectionRate    float64       // new connections per second; default 200, burst twice that
+	Names             int           // names with an address beside the listed ones; default 4096
+	NamesUnrestricted int           // the same in mode unrestricted; default 32768
+	DNSRate           float64       // questions per second; default 500, burst the same
+	Hello             time.Duration // to send the first bytes and the ClientHello; default 5 s
+	HTTPHead          time.Duration // to send the head of a request; default 10 s
+	Resolve           time.Duration // of a name on the host; default 5 s
+	Connect           time.Duration // to all addresses of a name; default 10 s
+	Idle              time.Duration // of a connection on which nothing moves; default 15 min
+}
+
+func (l Limits) withDefaults() Limits {
+	return Limits{
+		Connections:       orDefault(l.Connections, 512),
+		ConnectionRate:    orDefault(l.ConnectionRate, 200),
+		Names:             orDefault(l.Names, 4096),
+		NamesUnrestricted: orDefault(l.NamesUnrestricted, 32768),
+		DNSRate:           orDefault(l.DNSRate, 500),
+		Hello:             orDefault(l.Hello, 5*time.Second),
+		HTTPHead:          orDefault(l.HTTPHead, 10*time.Second),
+		Resolve:           orDefault(l.Resolve, 5*time.Second),
+		Connect:           orDefault(l.Connect, 10*time.Second),
+		Idle:              orDefault(l.Idle, 15*time.Minute),
+	}
+}
+
+func orDefault[T int | float64 | time.Duration](v, def T) T {
+	if v <= 0 {
+		return def
+	}
+	return v
+}
+
+// Meta says on whose behalf a network exists; records carry it.
+type Meta struct {
+	SessionID     string `json:"session_id"`
+	WorkspaceID   string `json:"workspace_id"`
+	EnvironmentID string `json:"environment_id"`
+	Source        string `json:"source"` // "sandbox" or "build"
+}

@@ -1,0 +1,57 @@
+// Package egress is the network boundary of sandboxes: it decides which hosts a
+// sandbox reaches, and there is no way round it.
+//
+// Each session gets two network namespaces joined by a veth pair. The sandbox
+// runs in the runtime namespace, whose only neighbour is the gateway
+// namespace. The gateway namespace has no uplink and no route: nothing is
+// filtered on the way out, because there is no way out. Two things answer the
+// sandbox there, both sockets of this process: a DNS stub that hands out
+// synthetic addresses and never asks anybody, and a TCP gateway that maps the
+// address back to the name, checks that the protocol speaks to that name, and
+// connects from the host through a dial guard that refuses every address that
+// is not public. Rules, policy and names live outside the sandbox's reach.
+//
+// Failure model: closed. A rule that cannot be installed, a table that cannot
+// be read, a server that is down, a rule set that was flushed: in each case the
+// sandbox has no network. It never has an unchecked one.
+//
+// Not offered: UDP other than DNS is answered with port-unreachable in every
+// mode (so QUIC falls back to TCP at once, and NTP does not work, in mode
+// unrestricted too); ICMP and IPv6 are not relayed, but a host that has IPv6
+// addresses only is reached by name if this machine has IPv6. In mode
+// unrestricted the stub answers address questions only (no MX, SRV or TXT).
+//
+// The package knows nothing of sandbox engines or of stores, and changes
+// nothing of the host's own network: no rule, no setting, no listening port.
+package egress
+
+import "errors"
+
+// Errors that a [Gateway] returns, wrapped, for the caller to tell apart.
+var (
+	// ErrNotFound: there is no network with this id.
+	ErrNotFound = errors.New("no such network")
+	// ErrExists: a network with this id is already there.
+	ErrExists = errors.New("network exists already")
+	// ErrClosed: the gateway was shut down.
+	ErrClosed = errors.New("gateway is shut down")
+)
+
+// The addresses of the link between a sandbox and its gateway. Every session
+// uses the same ones, in namespaces of its own.
+const (
+	gatewayAddress = "169.254.100.1"
+	sandboxAddress = "169.254.100.2"
+	linkBits       = 30
+	dnsPort        = 53
+	gatewayPort    = 15001
+)
+
+// Files returns what a sandbox in such a network needs under /etc, path to
+// content. The map is the caller's own.
+func Files() map[string][]byte {
+	return map[string][]byte{
+		"/etc/resolv.conf":   []byte("nameserver " + gatewayAddress + "\noptions timeout:2 attempts:2\n"),
+		"/etc/nsswitch.conf": []byte("passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nservices: files\nprotocols: files\n"),
+	}
+}

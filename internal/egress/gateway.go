@@ -1,0 +1,370 @@
+package egress
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// Gateway makes the networks of sandboxes and serves them. It is safe for
+// concurrent use; calls about the same id wait for each other.
+type Gateway struct {
+	config  Config
+	log     *slog.Logger
+	guard   *guard
+	blocked blockList
+	dir     directory
+	host    *hostNets
+
+	pool    chan *spare
+	stop    context.CancelFunc
+	filling sync.WaitGroup
+
+	mu     sync.Mutex       // guards what follows
+	slots  map[string]*slot // id → the network that this process serves
+	busy   map[string]chan struct{}
+	closed bool
+}
+
+// spare is a slot that nobody has claimed. Only descriptors of this process
+// hold its namespaces: if the process dies, the kernel removes them.
+type spare struct {
+	slot *slot
+	pair *pair
+}
+
+func (s *spare) close() {
+	s.slot.close()
+	s.pair.close()
+}
+
+// New makes a Gateway on Config.Dir. Networks of an earlier server that are
+// there stay closed until Reopen or Close is called for them.
+func New(c Config) (*Gateway, error) {
+	c.Limits = c.Limits.withDefaults()
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	g := &Gateway{config: c, log: c.Logger, slots: map[string]*slot{}, busy: map[string]chan struct{}{}}
+	var err error
+	if g.blocked, err = newBlockList(c.BlockHosts); err != nil {
+		return nil, err
+	}
+	if g.host, err = newHostNets(); err != nil {
+		return nil, err
+	}
+	if g.guard, err = newGuard(c, g.host); err != nil {
+		g.host.close()
+		return nil, err
+	}
+	if g.dir, err = openDirectory(c.Dir); err != nil {
+		g.host.close()
+		return nil, fmt.Errorf("preparing %s: %w", c.Dir, err)
+	}
+	for _, e := range g.guard.exempt {
+		if !g.guard.refused.public(e.cidr.Addr()) {
+			g.log.Warn("egress exemption of an address that is not public", "host", e.host.name, "cidr", e.cidr.String())
+		}
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	g.stop = stop
+	g.pool = make(chan *spare, max(0, c.PoolSize))
+	if c.PoolSize > 0 {
+		g.filling.Go(func() { g.fill(ctx) })
+	}
+	return g, nil
+}
+
+// fill keeps the pool full.
+func (g *Gateway) fill(ctx context.Context) {
+	for ctx.Err() == nil {
+		s, err := g.make()
+		if err != nil {
+			g.log.Error("making a network ahead", "error", err.Error())
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second):
+			}
+			continue
+		}
+		select {
+		case g.pool <- s:
+		case <-ctx.Done():
+			s.close()
+		}
+	}
+}
+
+func (g *Gateway) make() (*spare, error) {
+	p, err := makePair(g.config.Limits.Connections)
+	if err != nil {
+		return nil, err
+	}
+	s, err := g.newSlot(p)
+	if err != nil {
+		p.close()
+		return nil, err
+	}
+	return &spare{s, p}, nil
+}
+
+// take returns a slot of the pool, or a new one.
+func (g *Gateway) take() (*spare, error) {
+	select {
+	case s := <-g.pool:
+		return s, nil
+	default:
+		return g.make()
+	}
+}
+
+// lock waits until nobody works on id and returns what ends the work.
+func (g *Gateway) lock(ctx context.Context, id string) (unlock func(), err error) {
+	if !validID(id) {
+		return nil, fmt.Errorf("network id %q is not 1 to 64 of A-Z, a-z, 0-9, _ and -", id)
+	}
+	for {
+		g.mu.Lock()
+		wait, taken := g.busy[id]
+		if !taken {
+			done := make(chan struct{})
+			g.busy[id] = done
+			g.mu.Unlock()
+			return func() {
+				g.mu.Lock()
+				delete(g.busy, id)
+				g.mu.Unlock()
+				close(done)
+			}, nil
+		}
+		g.mu.Unlock()
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+func (g *Gateway) live(id string) *slot {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.slots[id]
+}
+
+// keep makes s the network of id, unless the gateway was shut down meanwhile.
+func (g *Gateway) keep(id string, s *slot) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return ErrClosed
+	}
+	g.slots[id] = s
+	return nil
+}
+
+// Open makes a network under a policy and returns the path of the namespace
+// for the sandbox to run in. The network outlives this process. ErrExists if
+// there is one with this id; after any other error nothing of it is left.
+func (g *Gateway) Open(ctx context.Context, id string, meta Meta, p *Policy) (netnsPath string, err error) {
+	if p == nil {
+		return "", errors.New("a network needs a policy")
+	}
+	unlock, err := g.lock(ctx, id)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	home, err := g.dir.create(id)
+	if err != nil {
+		return "", err
+	}
+	var sp *spare
+	defer func() {
+		if err != nil {
+			if sp != nil {
+				sp.slot.close()
+			}
+			err = errors.Join(err, home.remove())
+		}
+		if sp != nil {
+			sp.pair.close() // from here on the mounts hold the namespaces
+		}
+	}()
+	if sp, err = g.take(); err != nil {
+		return "", err
+	}
+	if err := home.hold(sp.pair); err != nil {
+		return "", err
+	}
+	st, err := home.begin(meta, p)
+	if err != nil {
+		return "", err
+	}
+	sp.slot.install(st)
+	return home.runtime(), g.keep(id, sp.slot)
+}
+
+// Reopen serves a network that an earlier server made: the same namespaces, the
+// persisted policy, the same addresses for the same names. If any of it cannot
+// be read the network stays closed and the error says so. A network that this
+// Gateway serves already is left as it is.
+func (g *Gateway) Reopen(ctx context.Context, id string) (netnsPath string, err error) {
+	unlock, err := g.lock(ctx, id)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	home, err := g.dir.open(id)
+	if err != nil {
+		return "", err
+	}
+	if g.live(id) != nil {
+		return home.runtime(), nil
+	}
+	s, err := g.reopen(home)
+	if err != nil {
+		return "", fmt.Errorf("network %s stays closed: %w", id, err)
+	}
+	if err := g.keep(id, s); err != nil {
+		s.close()
+		return "", err
+	}
+	return home.runtime(), nil
+}
+
+func (g *Gateway) reopen(home home) (*slot, error) {
+	st, err := home.load()
+	if err != nil {
+		return nil, err
+	}
+	p, err := home.namespaces()
+	if err != nil {
+		st.names.close()
+		return nil, err
+	}
+	defer p.close()
+	// The rules were there all the time. Installing them again, in one step,
+	// makes sure that they are this version's.
+	err = stepError("installing nf_tables rules", inNamespace(p.gateway, func() error { return installRules(g.config.Limits.Connections) }))
+	if err != nil {
+		st.names.close()
+		return nil, err
+	}
+	s, err := g.newSlot(p)
+	if err != nil {
+		st.names.close()
+		return nil, err
+	}
+	s.install(st)
+	return s, nil
+}
+
+// Update puts a network under another policy, at once: connections that the new
+// policy does not allow are closed. After an error the old policy stands.
+func (g *Gateway) Update(ctx context.Context, id string, p *Policy) error {
+	if p == nil {
+		return errors.New("a network needs a policy")
+	}
+	unlock, err := g.lock(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	s := g.live(id)
+	if s == nil {
+		return fmt.Errorf("network %s: %w", id, ErrNotFound)
+	}
+	home, err := g.dir.open(id)
+	if err != nil {
+		return err
+	}
+	next := *s.state.Load()
+	next.policy, next.generation = p, next.generation+1
+	if err := next.names.list(p.hosts); err != nil {
+		return err
+	}
+	if err := home.save(&next); err != nil {
+		return err
+	}
+	s.install(&next)
+	return nil
+}
+
+// Close removes a network and everything of it, its connections included, also
+// one that an earlier server left half made. Closing what is not there is no
+// error. The kernel removes the namespaces themselves when the last process in
+// them has ended.
+func (g *Gateway) Close(ctx context.Context, id string) error {
+	unlock, err := g.lock(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	g.mu.Lock()
+	s := g.slots[id]
+	delete(g.slots, id)
+	g.mu.Unlock()
+	if s != nil {
+		s.close()
+	}
+	home, err := g.dir.open(id)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return home.remove()
+}
+
+// List returns the ids of all networks on this machine below Config.Dir, those
+// of an earlier server and half-made ones too, in order.
+func (g *Gateway) List(context.Context) ([]string, error) { return g.dir.list() }
+
+// Records returns the decisions about a network, newest first. They are kept in
+// memory: the last 1,000 and, apart from those, the last 500 refusals since this
+// process opened or reopened it.
+func (g *Gateway) Records(id string, f Filter) ([]Record, error) {
+	s := g.live(id)
+	if s == nil {
+		return nil, fmt.Errorf("network %s: %w", id, ErrNotFound)
+	}
+	return s.state.Load().journal.list(f), nil
+}
+
+// Shutdown closes all connections and stops serving. Claimed networks stay,
+// closed, for the next server to Reopen; unclaimed ones are removed. Only Close
+// and List work afterwards.
+func (g *Gateway) Shutdown(context.Context) error {
+	g.mu.Lock()
+	if g.closed {
+		g.mu.Unlock()
+		return nil
+	}
+	g.closed = true
+	slots := g.slots
+	g.slots = map[string]*slot{}
+	g.mu.Unlock()
+	g.stop()
+	g.filling.Wait()
+	for {
+		select {
+		case s := <-g.pool:
+			s.close()
+			continue
+		default:
+		}
+		break
+	}
+	var ending sync.WaitGroup
+	for _, s := range slots {
+		ending.Go(s.close)
+	}
+	ending.Wait()
+	g.host.close()
+	return g.dir.release()
+}

@@ -1,0 +1,184 @@
+package egress
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"syscall"
+	"time"
+)
+
+// Resolver turns a name into addresses. *net.Resolver is one. It is asked with
+// a trailing dot, so that no list of suffixes applies. What it answers is not
+// trusted.
+type Resolver interface {
+	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
+}
+
+// Exemption lets one host be at an address that is not public. All three parts
+// must fit; another name that resolves to the same address stays refused.
+type Exemption struct {
+	Host  string       // a host name, exactly
+	CIDR  netip.Prefix // where it may be
+	Ports []int        // on which ports; empty means 80 and 443
+}
+
+type exemption struct {
+	host  Host
+	cidr  netip.Prefix
+	ports []int
+}
+
+// DialError is a connection that was not made. Reason says which step refused
+// or failed; Err says more, for the log.
+type DialError struct {
+	Reason Reason
+	Err    error
+}
+
+func (e *DialError) Error() string { return string(e.Reason) + ": " + e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *DialError) Unwrap() error { return e.Err }
+
+const maxAddresses = 64
+
+// guard is the last check before a packet leaves. Every connection that is made
+// for a sandbox is made here.
+type guard struct {
+	resolver Resolver
+	refused  ranges // built in, and the operator's
+	exempt   []exemption
+	host     *hostNets
+	resolve  time.Duration
+	connect  time.Duration
+}
+
+func newGuard(c Config, host *hostNets) (*guard, error) {
+	g := &guard{
+		resolver: c.Resolver,
+		refused:  append(ranges(notPublic()), c.DenyCIDRs...),
+		host:     host,
+		resolve:  c.Limits.Resolve,
+		connect:  c.Limits.Connect,
+	}
+	if g.resolver == nil {
+		g.resolver = &net.Resolver{PreferGo: true}
+	}
+	for i, e := range c.Exempt {
+		h, err := Canonical(e.Host)
+		if err != nil {
+			return nil, fmt.Errorf("exemption %d: %w", i, err)
+		}
+		if !e.CIDR.IsValid() {
+			return nil, fmt.Errorf("exemption %d (%s): no address range", i, h)
+		}
+		ports := slices.Clone(e.Ports)
+		if len(ports) == 0 {
+			ports = []int{80, 443}
+		}
+		g.exempt = append(g.exempt, exemption{h, e.CIDR.Masked(), ports})
+	}
+	return g, nil
+}
+
+// check classifies one address for one name and port. host is the zero Host
+// where the sandbox named an address.
+func (g *guard) check(host Host, addr netip.Addr, port uint16) error {
+	plain := addr.Unmap()
+	if addr.Zone() == "" && !host.IsZero() {
+		for _, e := range g.exempt {
+			if e.host == host && e.cidr.Contains(plain) && slices.Contains(e.ports, int(port)) {
+				return nil
+			}
+		}
+	}
+	nets, err := g.host.current()
+	if err != nil {
+		return &DialError{ReasonAddressNotPublic, err}
+	}
+	if !g.refused.public(addr) || !nets.public(addr) {
+		return &DialError{ReasonAddressNotPublic, fmt.Errorf("%s is not a public address", addr)}
+	}
+	return nil
+}
+
+// lookup resolves the name once. One address that is not public refuses the
+// whole answer.
+func (g *guard) lookup(ctx context.Context, host Host, port uint16) ([]netip.Addr, error) {
+	ctx, cancel := context.WithTimeout(ctx, g.resolve)
+	defer cancel()
+	addrs, err := g.resolver.LookupNetIP(ctx, "ip", host.name+".")
+	if err != nil {
+		return nil, &DialError{ReasonResolveFailed, err}
+	}
+	if len(addrs) == 0 || len(addrs) > maxAddresses {
+		return nil, &DialError{ReasonResolveFailed, fmt.Errorf("%d addresses in the answer", len(addrs))}
+	}
+	out := make([]netip.Addr, 0, len(addrs))
+	for _, a := range addrs {
+		if err := g.check(host, a, port); err != nil {
+			return nil, err
+		}
+		if a = a.Unmap(); !slices.Contains(out, a) {
+			out = append(out, a)
+		}
+	}
+	// IPv4 first: many hosts have half a working IPv6.
+	slices.SortStableFunc(out, func(a, b netip.Addr) int { return a.BitLen() - b.BitLen() })
+	return out, nil
+}
+
+// dial connects to the name: it resolves once, and classifies again what is
+// really connected to, just before it is.
+func (g *guard) dial(ctx context.Context, host Host, port uint16) (*net.TCPConn, error) {
+	addrs, err := g.lookup(ctx, host, port)
+	if err != nil {
+		return nil, err
+	}
+	return g.dialAny(ctx, host, addrs, port)
+}
+
+// dialAny connects to the first address that answers.
+func (g *guard) dialAny(ctx context.Context, host Host, addrs []netip.Addr, port uint16) (*net.TCPConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, g.connect)
+	defer cancel()
+	var last error
+	for i, a := range addrs {
+		// Leave a share of the time to each address that is still to be tried.
+		deadline, _ := ctx.Deadline()
+		share := time.Until(deadline) / time.Duration(len(addrs)-i)
+		conn, err := g.dialOne(ctx, host, a, port, max(share, time.Second))
+		if err == nil {
+			return conn, nil
+		}
+		var refused *DialError
+		if errors.As(err, &refused) {
+			return nil, refused
+		}
+		last = err
+	}
+	return nil, &DialError{ReasonConnectFailed, last}
+}
+
+func (g *guard) dialOne(ctx context.Context, host Host, addr netip.Addr, port uint16, timeout time.Duration) (*net.TCPConn, error) {
+	d := net.Dialer{
+		Timeout:   timeout,
+		KeepAlive: 30 * time.Second,
+		ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
+			at, err := netip.ParseAddrPort(address)
+			if err != nil {
+				return &DialError{ReasonAddressNotPublic, err}
+			}
+			return g.check(host, at.Addr(), at.Port())
+		},
+	}
+	conn, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(addr, port).String())
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.TCPConn), nil
+}

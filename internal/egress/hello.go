@@ -1,0 +1,90 @@
+package egress
+
+import (
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"slices"
+	"time"
+)
+
+const (
+	maxHello     = 18 << 10
+	extensionECH = 0xfe0d
+)
+
+// hello is what a ClientHello tells.
+type hello struct {
+	sni string
+	ech bool   // carries an encrypted hello, or a decoy that looks like one
+	raw []byte // every byte that was read, to be sent on
+}
+
+var errHello = errors.New("malformed ClientHello")
+
+// readHello reads a ClientHello with the parser of the standard library, which
+// takes it over any number of records and segments and refuses duplicate
+// extensions, several names and a trailing dot. It reads at most maxHello
+// bytes; the caller sets the deadline. What was read is returned with an error
+// too.
+func readHello(r io.Reader) (hello, error) {
+	var h hello
+	var read bytes.Buffer
+	seen := false
+	peek := &peekConn{Reader: io.TeeReader(io.LimitReader(r, maxHello), &read)}
+	server := tls.Server(peek, &tls.Config{
+		MinVersion: tls.VersionTLS10, // not spoken; only so that no hello is turned away here
+		GetConfigForClient: func(info *tls.ClientHelloInfo) (*tls.Config, error) {
+			seen, h.sni = true, info.ServerName
+			h.ech = slices.Contains(info.Extensions, extensionECH)
+			return nil, errHello // enough; this side never answers
+		},
+	})
+	err := server.Handshake()
+	h.raw = read.Bytes()
+	if !seen {
+		if err == nil {
+			err = errHello
+		}
+		return h, errors.Join(errHello, err)
+	}
+	return h, nil
+}
+
+// peekConn lets the TLS parser read and nothing else: its alert on the
+// deliberate abort must not reach the client.
+type peekConn struct{ io.Reader }
+
+func (*peekConn) Write(b []byte) (int, error)      { return len(b), nil }
+func (*peekConn) Close() error                     { return nil }
+func (*peekConn) LocalAddr() net.Addr              { return nil }
+func (*peekConn) RemoteAddr() net.Addr             { return nil }
+func (*peekConn) SetDeadline(time.Time) error      { return nil }
+func (*peekConn) SetReadDeadline(time.Time) error  { return nil }
+func (*peekConn) SetWriteDeadline(time.Time) error { return nil }
+
+// checkHello compares what the hello says with the name the address stands for.
+func checkHello(h hello, err error, host Host, allowECH bool) (reason Reason, claimed string) {
+	if err != nil {
+		return ReasonHelloMalformed, ""
+	}
+	if h.sni == "" {
+		return ReasonSNIMissing, ""
+	}
+	name, err := Canonical(h.sni)
+	switch {
+	case err != nil:
+		return ReasonSNIMismatch, invalidHost
+	case name != host:
+		return ReasonSNIMismatch, name.name
+	case h.ech && !allowECH:
+		return ReasonECHPresent, ""
+	}
+	return ReasonOK, ""
+}
+
+// accessDenied is the fatal alert access_denied. It comes before a handshake,
+// so it needs no certificate, and clients show it in words.
+func accessDenied() []byte { return []byte{0x15, 0x03, 0x03, 0x00, 0x02, 0x02, 49} }

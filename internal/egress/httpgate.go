@@ -1,0 +1,334 @@
+package egress
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const maxHTTPHead = 64 << 10
+
+// gateConn is a connection that speaks plain HTTP, on its way through the gate.
+type gateConn struct {
+	*net.TCPConn
+	flow     *flow
+	head     []byte // read ahead, still to be given to the server
+	up, down atomic.Int64
+	requests atomic.Int64
+
+	countedUp, countedDown int64 // in records already; requests come one after the other
+	proxy                  *httputil.ReverseProxy
+	dialed                 atomic.Pointer[string]
+	once                   sync.Once
+	done                   chan struct{}
+}
+
+// Read gives the bytes that were read ahead first.
+func (c *gateConn) Read(b []byte) (n int, err error) {
+	if len(c.head) > 0 {
+		n = copy(b, c.head)
+		c.head = c.head[n:]
+	} else {
+		n, err = c.TCPConn.Read(b)
+	}
+	c.up.Add(int64(n))
+	return n, err
+}
+
+// ReadFrom and WriteTo of the embedded connection would go round the counters.
+func (c *gateConn) ReadFrom(r io.Reader) (int64, error) {
+	return io.Copy(struct{ io.Writer }{c}, r)
+}
+
+// WriteTo writes what is still to be read.
+func (c *gateConn) WriteTo(w io.Writer) (int64, error) {
+	return io.Copy(w, struct{ io.Reader }{c})
+}
+
+func (c *gateConn) Write(b []byte) (int, error) {
+	n, err := c.TCPConn.Write(b)
+	c.down.Add(int64(n))
+	return n, err
+}
+
+// Close ends the flow's stay in the gate.
+func (c *gateConn) Close() error {
+	c.once.Do(func() { close(c.done) })
+	return c.TCPConn.Close()
+}
+
+// gate hands connections to a slot's HTTP server.
+type gate struct {
+	conns  chan net.Conn
+	closed chan struct{}
+	addr   net.Addr
+}
+
+func (g *gate) Accept() (net.Conn, error) {
+	select {
+	case c := <-g.conns:
+		return c, nil
+	case <-g.closed:
+		return nil, net.ErrClosed
+	}
+}
+func (g *gate) Close() error   { return nil } // the slot closes it
+func (g *gate) Addr() net.Addr { return g.addr }
+
+type gateKey struct{}
+
+// newHTTPServer makes the server in front of the gate. Its limits are the first
+// line: what it cannot parse never reaches the handler, let alone an upstream.
+func (s *slot) newHTTPServer() *http.Server {
+	return &http.Server{
+		Handler:                      http.HandlerFunc(s.handleHTTP),
+		ReadHeaderTimeout:            s.gateway.config.Limits.HTTPHead,
+		IdleTimeout:                  s.gateway.config.Limits.Idle,
+		MaxHeaderBytes:               maxHTTPHead,
+		DisableGeneralOptionsHandler: true,
+		ErrorLog:                     log.New(io.Discard, "", 0), // may quote what a client sent
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, gateKey{}, c)
+		},
+	}
+}
+
+// serveHTTP passes the connection through the gate and returns when it ended.
+func (s *slot) serveHTTP(f *flow, head []byte) {
+	_ = f.client.SetDeadline(time.Time{})
+	c := &gateConn{TCPConn: f.client, flow: f, head: head, done: make(chan struct{})}
+	transport := &http.Transport{
+		DialContext:            c.dial,
+		DisableCompression:     true,
+		MaxIdleConns:           1,
+		IdleConnTimeout:        90 * time.Second,
+		ExpectContinueTimeout:  time.Second,
+		MaxResponseHeaderBytes: 256 << 10,
+	}
+	c.proxy = &httputil.ReverseProxy{
+		Transport:      transport,
+		FlushInterval:  -1,
+		ErrorLog:       log.New(io.Discard, "", 0),
+		Rewrite:        func(r *httputil.ProxyRequest) { rewrite(r, f.host, f.dest.Port()) },
+		ModifyResponse: answered,
+		ErrorHandler:   unanswered,
+	}
+	select {
+	case s.gate.conns <- c:
+		<-c.done
+	case <-s.gate.closed:
+		_ = c.Close()
+	}
+	transport.CloseIdleConnections()
+	if c.requests.Load() == 0 {
+		reason := f.choice.reason
+		if reason == ReasonOK {
+			reason = ReasonHTTPMalformed
+		}
+		f.record(Record{Protocol: "http", Reason: reason})
+	}
+}
+
+// dial connects to the name the connection was made to, whatever it is asked.
+func (c *gateConn) dial(context.Context, string, string) (net.Conn, error) {
+	up, err := c.flow.dial()
+	if err != nil {
+		return nil, err
+	}
+	if !c.flow.connected() {
+		_ = up.Close()
+		return nil, &DialError{ReasonPolicyChanged, net.ErrClosed}
+	}
+	at := up.RemoteAddr().String()
+	c.dialed.Store(&at)
+	return up, nil
+}
+
+// rewrite makes the request that goes upstream: to the name the address stands
+// for, in the path, query and headers the client sent, with one Host.
+func rewrite(r *httputil.ProxyRequest, host Host, port uint16) {
+	full := net.JoinHostPort(host.name, strconv.Itoa(int(port)))
+	r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = "http", full, full
+	if port == 80 {
+		r.Out.Host = host.name
+	}
+	r.Out.URL.RawQuery, r.Out.URL.ForceQuery, r.Out.URL.User = r.In.URL.RawQuery, r.In.URL.ForceQuery, nil
+	// The proxy takes these away; the gate is not to be seen.
+	for _, name := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
+		if v, ok := r.In.Header[name]; ok {
+			r.Out.Header[name] = v
+		}
+	}
+}
+
+// request is one request on its way through the gate.
+type request struct {
+	conn   *gateConn
+	writer http.ResponseWriter
+	record Record
+	kept   *Record
+}
+
+type requestKey struct{}
+
+// decided writes the request's one record.
+func (q *request) decided(reason Reason) {
+	q.record.Reason = reason
+	if at := q.conn.dialed.Load(); at != nil && reason == ReasonOK {
+		q.record.DialedAddress = *at
+	}
+	q.kept = q.conn.flow.slot.record(q.conn.flow.st, q.record)
+}
+
+// finish counts what went over the client's side since the last request.
+func (q *request) finish() {
+	c := q.conn
+	up, down := c.up.Load(), c.down.Load()
+	if q.kept != nil {
+		c.flow.st.journal.finish(q.kept, up-c.countedUp, down-c.countedDown)
+	}
+	c.countedUp, c.countedDown = up, down
+}
+
+// handleHTTP decides on one request and passes it on or refuses it.
+func (s *slot) handleHTTP(w http.ResponseWriter, r *http.Request) {
+	c := r.Context().Value(gateKey{}).(*gateConn)
+	f := c.flow
+	c.requests.Add(1)
+	reason, rule, claimed := f.decideRequest(r)
+	q := &request{conn: c, writer: w, record: Record{
+		Time: time.Now().UTC(), Host: f.host.name, Protocol: "http", Rule: rule, ClaimedHost: claimed,
+	}}
+	if f.dest.IsValid() {
+		q.record.DestAddress, q.record.DestPort = f.dest.Addr().String(), int(f.dest.Port())
+	}
+	defer q.finish()
+	if reason != ReasonOK {
+		q.decided(reason)
+		deny(w, f.refusedName(reason, claimed))
+		return
+	}
+	c.proxy.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), requestKey{}, q)))
+}
+
+// decideRequest checks one request against the connection it came on, and
+// against the policy of this moment.
+func (f *flow) decideRequest(r *http.Request) (reason Reason, rule, claimed string) {
+	host, port, err := splitAuthority(r.Host)
+	switch {
+	case r.Host == "":
+	case err != nil:
+		claimed = invalidHost
+	case host != f.host:
+		claimed = host.name
+	}
+	if f.choice.reason != ReasonOK {
+		return f.choice.reason, "", claimed
+	}
+	if st := f.slot.state.Load(); st != f.st {
+		if _, v := f.slot.decide(st, f.dest); v.reason != ReasonOK {
+			return v.reason, "", claimed
+		}
+	}
+	upgrade := r.Header.Get("Upgrade")
+	switch {
+	case r.ProtoMajor != 1 || r.ProtoMinor > 1:
+		return ReasonHTTPMalformed, "", claimed
+	case r.Method == http.MethodConnect,
+		r.URL.Scheme != "" && r.URL.Scheme != "http",
+		upgrade != "" && !strings.EqualFold(upgrade, "websocket"):
+		return ReasonProtocolNotAllowed, "", claimed
+	case r.Host == "":
+		return ReasonHostMissing, "", ""
+	case claimed != "":
+		return ReasonHostMismatch, "", claimed
+	case port != 0 && port != f.dest.Port():
+		return ReasonHostMismatch, "", host.name
+	}
+	return ReasonOK, f.choice.rule, ""
+}
+
+// splitAuthority takes the host and the port, zero if there is none, out of a
+// Host header.
+func splitAuthority(s string) (Host, uint16, error) {
+	name, digits, ok := strings.Cut(s, ":")
+	port := uint64(0)
+	if ok {
+		var err error
+		if port, err = strconv.ParseUint(digits, 10, 16); err != nil || port == 0 {
+			return Host{}, 0, fmt.Errorf("no such port")
+		}
+	}
+	host, err := Canonical(name)
+	return host, uint16(port), err
+}
+
+// refusedName is how a refusal calls what was refused. No byte of the client's
+// is in it that is not part of a canonical name.
+func (f *flow) refusedName(reason Reason, claimed string) string {
+	switch {
+	case !f.host.IsZero() && reason != ReasonHostMismatch:
+		return f.host.name
+	case reason == ReasonNoMapping && f.dest.IsValid(), !f.host.IsZero() && claimed == "":
+		return f.dest.String()
+	case f.host.IsZero() && reason != ReasonNameNotAllowed && f.dest.IsValid():
+		return f.dest.String()
+	case claimed == invalidHost || claimed == "":
+		return "an invalid host"
+	}
+	return claimed
+}
+
+// deny is the answer to a refused request.
+func deny(w http.ResponseWriter, name string) {
+	h := w.Header()
+	h.Set("Content-Type", "text/plain")
+	h.Set("X-Deny-Reason", "host_not_allowed")
+	h.Set("Cache-Control", "no-store")
+	h.Set("Connection", "close")
+	w.WriteHeader(http.StatusForbidden)
+	_, _ = io.WriteString(w, "access to "+name+" was refused by the network policy of this environment\n")
+}
+
+// answered records a request that reached its host, and keeps the server from
+// adding headers of its own to the answer.
+func answered(res *http.Response) error {
+	q := res.Request.Context().Value(requestKey{}).(*request)
+	q.writer.Header()["Date"] = nil
+	q.writer.Header()["Content-Type"] = nil
+	q.decided(ReasonOK)
+	return nil
+}
+
+// unanswered tells the client that its host was not reached.
+func unanswered(w http.ResponseWriter, r *http.Request, err error) {
+	q := r.Context().Value(requestKey{}).(*request)
+	var d *DialError
+	reason := ReasonConnectFailed
+	switch {
+	case errors.As(err, &d):
+		reason = d.Reason
+	case q.conn.dialed.Load() != nil:
+		reason = ReasonOK // it was reached, and then broke off
+	}
+	if q.kept == nil {
+		q.decided(reason)
+	}
+	if reason.verdict() == VerdictRefused {
+		deny(w, q.conn.flow.host.name)
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain")
+	w.WriteHeader(http.StatusBadGateway)
+	_, _ = io.WriteString(w, "no answer from "+q.conn.flow.host.name+" ("+string(reason)+")\n")
+}

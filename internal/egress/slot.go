@@ -1,0 +1,271 @@
+package egress
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// state is what a slot was claimed for. It is immutable; a new policy is a new
+// state.
+type state struct {
+	id         string
+	meta       Meta
+	policy     *Policy
+	generation int64
+	names      *names
+	journal    *journal
+}
+
+// slot is a pair of namespaces that this process serves. Until it is claimed it
+// has no state and refuses everything.
+type slot struct {
+	gateway *Gateway
+	state   atomic.Pointer[state]
+
+	tcp      *net.TCPListener
+	dns      *net.TCPListener
+	udp      *net.UDPConn
+	server   *http.Server
+	gate     *gate
+	connRate *rate.Limiter
+	dnsRate  *rate.Limiter
+	ctx      context.Context // ends when the slot is closed
+	cancel   context.CancelFunc
+	running  sync.WaitGroup
+
+	mu    sync.Mutex // guards what follows
+	flows map[*flow]bool
+	dnsUp int // DNS connections that are open
+	shut  bool
+}
+
+// newSlot opens the sockets in the gateway namespace and serves them.
+func (g *Gateway) newSlot(p *pair) (*slot, error) {
+	l := g.config.Limits
+	s := &slot{
+		gateway:  g,
+		connRate: rate.NewLimiter(rate.Limit(l.ConnectionRate), int(2*l.ConnectionRate)+1),
+		dnsRate:  rate.NewLimiter(rate.Limit(l.DNSRate), int(l.DNSRate)+1),
+		flows:    map[*flow]bool{},
+	}
+	if err := inNamespace(p.gateway, s.listen); err != nil {
+		return nil, stepError("listening in gateway namespace", err)
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.gate = &gate{conns: make(chan net.Conn), closed: make(chan struct{}), addr: s.tcp.Addr()}
+	s.server = s.newHTTPServer()
+	s.running.Go(s.serveDNS)
+	s.running.Go(func() { s.accept(s.tcp, s.admit) })
+	s.running.Go(func() { s.accept(s.dns, s.admitDNS) })
+	s.running.Go(func() { _ = s.server.Serve(s.gate) }) // ends with the gate
+	return s, nil
+}
+
+// listen opens the three sockets. They belong to the namespace of the calling
+// thread for ever, and are used from any thread.
+func (s *slot) listen() (err error) {
+	defer func() {
+		if err != nil {
+			s.closeSockets()
+		}
+	}()
+	lc := net.ListenConfig{}
+	lc.SetMultipathTCP(false)
+	open := func(port int) (*net.TCPListener, error) {
+		l, err := lc.Listen(context.Background(), "tcp4", net.JoinHostPort(gatewayAddress, strconv.Itoa(port)))
+		if err != nil {
+			return nil, err
+		}
+		return l.(*net.TCPListener), nil
+	}
+	if s.tcp, err = open(gatewayPort); err != nil {
+		return err
+	}
+	if s.dns, err = open(dnsPort); err != nil {
+		return err
+	}
+	s.udp, err = net.ListenUDP("udp4", &net.UDPAddr{IP: net.ParseIP(gatewayAddress), Port: dnsPort})
+	return err
+}
+
+func (s *slot) closeSockets() {
+	// Nothing is to be done about an error of these.
+	if s.tcp != nil {
+		_ = s.tcp.Close()
+	}
+	if s.dns != nil {
+		_ = s.dns.Close()
+	}
+	if s.udp != nil {
+		_ = s.udp.Close()
+	}
+}
+
+// accept hands each connection to handle until the listener is closed.
+func (s *slot) accept(l *net.TCPListener, handle func(*net.TCPConn)) {
+	for {
+		c, err := l.AcceptTCP()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			// Out of descriptors, mostly. Wait, or this loop takes a processor.
+			select {
+			case <-s.ctx.Done():
+			case <-time.After(50 * time.Millisecond):
+			}
+			continue
+		}
+		handle(c)
+	}
+}
+
+// admit starts a flow for a connection, within the session's limits.
+func (s *slot) admit(c *net.TCPConn) {
+	st := s.state.Load()
+	if st == nil {
+		reset(c)
+		return
+	}
+	f := &flow{slot: s, client: c, start: time.Now().UTC(), st: st}
+	f.dest, _ = originalDst(c) // without one it is refused
+	if !s.connRate.Allow() {
+		f.record(Record{Protocol: "tcp", Reason: ReasonRateLimit})
+		reset(c)
+		return
+	}
+	f.ctx, f.cancel = context.WithCancel(s.ctx)
+	s.mu.Lock()
+	f.st = s.state.Load() // under the lock: install either finds this flow or came before it
+	full, shut := len(s.flows) >= s.gateway.config.Limits.Connections, s.shut
+	if !full && !shut {
+		s.flows[f] = true
+		s.running.Add(1)
+	}
+	s.mu.Unlock()
+	if full || shut {
+		if full {
+			f.record(Record{Protocol: "tcp", Reason: ReasonConnectionLimit})
+		}
+		f.cancel()
+		reset(c)
+		return
+	}
+	go s.run(f)
+}
+
+// run runs a flow. A panic in it is this connection's end and nobody else's.
+func (s *slot) run(f *flow) {
+	defer s.running.Done()
+	defer func() {
+		if p := recover(); p != nil {
+			s.gateway.log.Error("panic while handling a connection", "session", f.st.id, "panic", p, "stack", string(debug.Stack()))
+		}
+		f.cancel()
+		f.reset()
+		s.mu.Lock()
+		delete(s.flows, f)
+		s.mu.Unlock()
+	}()
+	f.run()
+}
+
+// admitDNS starts a DNS connection. A few are enough for any resolver.
+func (s *slot) admitDNS(c *net.TCPConn) {
+	const most = 16
+	s.mu.Lock()
+	ok := s.dnsUp < most && !s.shut
+	if ok {
+		s.dnsUp++
+		s.running.Add(1)
+	}
+	s.mu.Unlock()
+	if !ok {
+		reset(c)
+		return
+	}
+	go func() {
+		defer s.running.Done()
+		stop := context.AfterFunc(s.ctx, func() { reset(c) })
+		s.serveDNSConn(c)
+		stop()
+		s.mu.Lock()
+		s.dnsUp--
+		s.mu.Unlock()
+	}()
+}
+
+// record completes a record, keeps it, and tells the log and the metrics.
+func (s *slot) record(st *state, r Record) *Record {
+	if r.Time.IsZero() {
+		r.Time = time.Now().UTC()
+	}
+	r.WorkspaceID, r.SessionID, r.EnvironmentID = st.meta.WorkspaceID, st.meta.SessionID, st.meta.EnvironmentID
+	r.Source, r.Generation, r.Verdict = st.meta.Source, st.generation, r.Reason.verdict()
+	kept, fresh := st.journal.add(r)
+	level := slog.LevelDebug
+	if r.Verdict != VerdictAllowed {
+		level = slog.LevelInfo
+	}
+	if fresh {
+		s.gateway.log.Log(context.Background(), level, "egress", "session", st.id, "verdict", string(r.Verdict), "reason", string(r.Reason),
+			"host", r.Host, "claimed_host", r.ClaimedHost, "dest", r.DestAddress, "port", r.DestPort, "protocol", r.Protocol, "rule", r.Rule)
+	}
+	if f := s.gateway.config.OnDecision; f != nil {
+		f(r)
+	}
+	return kept
+}
+
+// close ends everything the slot does and waits until it has ended.
+func (s *slot) close() {
+	s.mu.Lock()
+	if s.shut {
+		s.mu.Unlock()
+		s.running.Wait()
+		return
+	}
+	s.shut = true
+	flows := make([]*flow, 0, len(s.flows))
+	for f := range s.flows {
+		flows = append(flows, f)
+	}
+	s.mu.Unlock()
+	s.closeSockets()
+	s.cancel()
+	for _, f := range flows {
+		f.end(ReasonSessionEnded)
+	}
+	close(s.gate.closed)
+	_ = s.server.Close()
+	s.running.Wait()
+	if st := s.state.Load(); st != nil {
+		st.names.close()
+	}
+}
+
+// install makes a new state the slot's, and ends the flows it does not allow.
+func (s *slot) install(st *state) {
+	s.mu.Lock()
+	s.state.Store(st)
+	var stale []*flow
+	for f := range s.flows {
+		if _, v := s.decide(st, f.dest); v.reason != ReasonOK {
+			stale = append(stale, f)
+		}
+	}
+	s.mu.Unlock()
+	for _, f := range stale {
+		f.end(ReasonPolicyChanged)
+	}
+}

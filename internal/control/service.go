@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"log/slog"
+	"sync/atomic"
 	"time"
 )
 
@@ -48,6 +49,8 @@ type Service struct {
 	now       func() time.Time
 	templates TemplateNames
 	runtime   Runtime
+	ids       ids
+	extra     atomic.Pointer[extraKey] // set by EnsureDefault
 }
 
 // New makes a Service.

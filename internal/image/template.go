@@ -1,0 +1,264 @@
+package image
+
+import (
+	"bytes"
+	"embed"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/url"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Declaration says how a template is made. Exactly one of Debian, OCI and Tarball is set, except that a declaration
+// with From may set only Debian, which then adds to the other's packages.
+type Declaration struct {
+	// Name is how environments refer to it: lower-case letters, digits, "-", "_" and ".", at most 64.
+	Name string `yaml:"name" json:"name"`
+	// Description is for people.
+	Description string `yaml:"description,omitempty" json:"description,omitempty"`
+	// From names a template that this one extends: its source, env and runtimes, with what is here added.
+	From    string   `yaml:"from,omitempty" json:"from,omitempty"`
+	Debian  *Debian  `yaml:"debian,omitempty" json:"debian,omitempty"`
+	OCI     *OCI     `yaml:"oci,omitempty" json:"oci,omitempty"`
+	Tarball *Tarball `yaml:"tarball,omitempty" json:"tarball,omitempty"`
+	// Env is added to the environment of everything that runs on the template, over what the image says.
+	Env map[string]string `yaml:"env,omitempty" json:"env,omitempty"`
+	// Runtimes maps a name to the command that prints its version.
+	Runtimes map[string][]string `yaml:"runtimes,omitempty" json:"runtimes,omitempty"`
+}
+
+// Debian is a template bootstrapped with mmdebstrap.
+type Debian struct {
+	// Suite is the release, "trixie".
+	Suite string `yaml:"suite,omitempty" json:"suite,omitempty"`
+	// Variant is mmdebstrap's; empty is minbase.
+	Variant string `yaml:"variant,omitempty" json:"variant,omitempty"`
+	// Components of the archive; empty is main.
+	Components []string `yaml:"components,omitempty" json:"components,omitempty"`
+	Packages   []string `yaml:"packages,omitempty" json:"packages,omitempty"`
+	// Mirror is the URL of the archive; empty is the one in the host's own apt sources.
+	Mirror string `yaml:"mirror,omitempty" json:"mirror,omitempty"`
+	// SecurityMirror is the URL of the security archive; empty is the host's, or none when Mirror is set.
+	SecurityMirror string `yaml:"security_mirror,omitempty" json:"security_mirror,omitempty"`
+	// Keyring is the file with the archive's keys; empty is the host's keyring for its own sources.
+	Keyring string `yaml:"keyring,omitempty" json:"keyring,omitempty"`
+}
+
+// OCI is a template made of a container image, its layers flattened.
+type OCI struct {
+	// Ref is an image reference with a registry: "registry.example.com/team/image:tag".
+	Ref string `yaml:"ref" json:"ref"`
+	// Platform is "os/arch[/variant]"; empty is linux on the host's architecture.
+	Platform string `yaml:"platform,omitempty" json:"platform,omitempty"`
+	// PlainHTTP talks to the registry without TLS.
+	PlainHTTP bool `yaml:"plain_http,omitempty" json:"plain_http,omitempty"`
+}
+
+// Tarball is a template unpacked from an archive: tar, plain or compressed by gzip, bzip2, xz or zstd.
+type Tarball struct {
+	// Path is a file on the host; URL is fetched. Exactly one is set.
+	Path string `yaml:"path,omitempty" json:"path,omitempty"`
+	URL  string `yaml:"url,omitempty" json:"url,omitempty"`
+	// SHA256 of the file, 64 hexadecimal digits; it is always checked.
+	SHA256 string `yaml:"sha256" json:"sha256"`
+}
+
+//go:embed templates/*.yaml
+var builtinFiles embed.FS
+
+var (
+	templateName  = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
+	debianWord    = regexp.MustCompile(`^[a-z0-9][a-zA-Z0-9+._-]*$`)
+	debianPackage = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]+$`)
+	envName       = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+	sha256Hex     = regexp.MustCompile(`^[0-9a-f]{64}$`)
+)
+
+// Builtins returns the declarations that Atoll comes with: base, code_interpreter and slim.
+func Builtins() ([]Declaration, error) {
+	entries, err := builtinFiles.ReadDir("templates")
+	if err != nil {
+		return nil, fmt.Errorf("reading built-in templates: %w", err)
+	}
+	var out []Declaration
+	for _, e := range entries {
+		b, err := builtinFiles.ReadFile("templates/" + e.Name())
+		if err != nil {
+			return nil, fmt.Errorf("reading built-in templates: %w", err)
+		}
+		d, err := ParseDeclaration(b)
+		if err != nil {
+			return nil, fmt.Errorf("built-in template %s: %w", e.Name(), err)
+		}
+		out = append(out, d)
+	}
+	return out, nil
+}
+
+// ParseDeclaration reads one template from YAML. Unknown fields, several documents and anything that Validate refuses
+// are errors.
+func ParseDeclaration(b []byte) (Declaration, error) {
+	dec := yaml.NewDecoder(bytes.NewReader(b))
+	dec.KnownFields(true)
+	var d Declaration
+	if err := dec.Decode(&d); err != nil {
+		return Declaration{}, fmt.Errorf("parsing template: %w", err)
+	}
+	if err := dec.Decode(new(any)); !errors.Is(err, io.EOF) {
+		return Declaration{}, errors.New("parsing template: more than one document")
+	}
+	return d, d.Validate()
+}
+
+// Validate tells everything that is wrong with the declaration, joined. It does not know other templates, so it
+// cannot tell whether From exists.
+func (d Declaration) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("template %q: "+format, append([]any{d.Name}, args...)...))
+	}
+	if !templateName.MatchString(d.Name) {
+		bad("name must be lower-case letters, digits, '-', '_' and '.', at most 64")
+	}
+	sources := 0
+	for _, set := range []bool{d.Debian != nil, d.OCI != nil, d.Tarball != nil} {
+		if set {
+			sources++
+		}
+	}
+	switch {
+	case d.From == "" && sources != 1:
+		bad("exactly one of debian, oci and tarball is needed")
+	case d.From != "" && (d.OCI != nil || d.Tarball != nil):
+		bad("with from, only debian packages can be added")
+	case d.From != "" && d.Debian != nil && !d.Debian.onlyPackages():
+		bad("with from, debian can only have packages")
+	}
+	if d.Debian != nil {
+		d.Debian.validate(d.From == "", bad)
+	}
+	if d.OCI != nil {
+		if err := d.OCI.validate(); err != nil {
+			bad("%w", err)
+		}
+	}
+	if d.Tarball != nil {
+		d.Tarball.validate(bad)
+	}
+	for k, v := range d.Env {
+		if !envName.MatchString(k) || strings.ContainsAny(v, "\x00\n") {
+			bad("env %q: a name is letters, digits and '_', a value has no newline", k)
+		}
+	}
+	for k, argv := range d.Runtimes {
+		if k == "" || len(argv) == 0 || argv[0] == "" {
+			bad("runtime %q needs a command", k)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (d *Debian) onlyPackages() bool {
+	return d.Suite == "" && d.Variant == "" && len(d.Components) == 0 && d.Mirror == "" && d.SecurityMirror == "" && d.Keyring == ""
+}
+
+func (d *Debian) validate(whole bool, bad func(string, ...any)) {
+	if whole && d.Suite == "" {
+		bad("debian.suite is needed")
+	}
+	for _, w := range append([]string{d.Suite, d.Variant}, d.Components...) {
+		if w != "" && !debianWord.MatchString(w) {
+			bad("debian: %q is not a suite, variant or component", w)
+		}
+	}
+	for _, p := range d.Packages {
+		if !debianPackage.MatchString(p) || strings.HasSuffix(p, "-") || strings.HasSuffix(p, "+") && !strings.HasSuffix(p, "++") {
+			bad("debian.packages: %q is not a package name", p)
+		}
+	}
+	for _, m := range []string{d.Mirror, d.SecurityMirror} {
+		if m != "" && !mirrorURL(m) {
+			bad("debian: mirror %q must be an http, https or file URL without credentials", m)
+		}
+	}
+	if d.Keyring != "" && (!path.IsAbs(d.Keyring) || strings.ContainsAny(d.Keyring, " \t\n],")) {
+		bad("debian.keyring must be an absolute path")
+	}
+}
+
+func mirrorURL(s string) bool {
+	u, err := url.Parse(s)
+	if err != nil || u.User != nil || strings.ContainsAny(s, " \t\n[]\"") {
+		return false
+	}
+	return (u.Scheme == "http" || u.Scheme == "https") && u.Host != "" || u.Scheme == "file" && path.IsAbs(u.Path)
+}
+
+func (t *Tarball) validate(bad func(string, ...any)) {
+	if (t.Path == "") == (t.URL == "") {
+		bad("tarball needs exactly one of path and url")
+	}
+	if t.Path != "" && !path.IsAbs(t.Path) {
+		bad("tarball.path must be absolute")
+	}
+	if t.URL != "" {
+		if u, err := url.Parse(t.URL); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
+			bad("tarball.url must be an http or https URL without credentials")
+		}
+	}
+	if !sha256Hex.MatchString(t.SHA256) {
+		bad("tarball.sha256 must be 64 lower-case hexadecimal digits")
+	}
+}
+
+// resolve follows From through all, the declarations by name, to one self-contained declaration.
+func resolve(d Declaration, all map[string]Declaration) (Declaration, error) {
+	seen := map[string]bool{}
+	chain := []Declaration{d}
+	for cur := d; cur.From != ""; {
+		if seen[cur.Name] {
+			return Declaration{}, fmt.Errorf("template %q: from is circular", d.Name)
+		}
+		seen[cur.Name] = true
+		next, ok := all[cur.From]
+		if !ok {
+			return Declaration{}, fmt.Errorf("template %q: from %q is not a template", cur.Name, cur.From)
+		}
+		chain = append(chain, next)
+		cur = next
+	}
+	out := chain[len(chain)-1]
+	out.Env, out.Runtimes = maps.Clone(out.Env), maps.Clone(out.Runtimes)
+	for _, more := range slices.Backward(chain[:len(chain)-1]) {
+		if more.Debian != nil {
+			if out.Debian == nil {
+				return Declaration{}, fmt.Errorf("template %q: debian packages can only be added to a debian template", d.Name)
+			}
+			sum := *out.Debian
+			sum.Packages = append(slices.Clone(sum.Packages), more.Debian.Packages...)
+			out.Debian = &sum
+		}
+		out.Env = merge(out.Env, more.Env)
+		out.Runtimes = merge(out.Runtimes, more.Runtimes)
+	}
+	out.Name, out.Description, out.From = d.Name, d.Description, ""
+	return out, nil
+}
+
+func merge[V any](low, high map[string]V) map[string]V {
+	if len(high) == 0 {
+		return low
+	}
+	if low == nil {
+		low = map[string]V{}
+	}
+	maps.Copy(low, high)
+	return low
+}

@@ -61,14 +61,24 @@ type BuildError struct {
 
 // Template is a root filesystem that environments may choose.
 type Template struct {
-	Name        string            `json:"name"`
-	Description string            `json:"description"`
-	Status      string            `json:"status"`
-	Digest      string            `json:"digest"`
-	SizeBytes   int64             `json:"size_bytes"`
-	Registries  []string          `json:"registries"` // hosts
-	Managers    map[string]string `json:"managers"`   // manager → version
-	Runtimes    map[string]string `json:"runtimes"`   // name → version
+	Name        string `json:"name"`
+	Description string `json:"description"`
+	Status      string `json:"status"`
+	Digest      string `json:"digest"`
+	SizeBytes   int64  `json:"size_bytes"`
+	// Registries are the hosts that its package managers download from, and
+	// that allow_package_managers opens.
+	Registries []TemplateRegistry `json:"registries"`
+	Managers   map[string]string  `json:"managers"` // manager → version
+	Runtimes   map[string]string  `json:"runtimes"` // name → version
+}
+
+// TemplateRegistry is one host that a package manager of a template uses.
+type TemplateRegistry struct {
+	Manager string `json:"manager"`
+	Host    string `json:"host"`
+	Port    int    `json:"port"` // 0: 80 and 443
+	How     string `json:"how"`  // asked, observed or operator
 }
 
 // DataList is a list without pages.

@@ -86,9 +86,9 @@ func (b *Boxes) Open(ctx context.Context, spec image.BoxSpec) (image.Box, error)
 // buildPolicy lets a builder reach the registries, or, to learn them, any
 // public host.
 func buildPolicy(spec image.BoxSpec) (*egress.Policy, error) {
-	p := egress.Spec{Mode: egress.ModeBuild, Observe: spec.Observe}
-	if !spec.Observe {
-		p.Endpoints = registryEndpoints(spec.Registries)
+	p := egress.Spec{Mode: egress.ModeBuild, Endpoints: registryEndpoints(spec.Registries)}
+	if spec.Observe {
+		p = egress.Spec{Mode: egress.ModeObserve}
 	}
 	policy, err := egress.Compile(p)
 	if err != nil {
@@ -97,10 +97,14 @@ func buildPolicy(spec image.BoxSpec) (*egress.Policy, error) {
 	return policy, nil
 }
 
-// registryEndpoints names what allow_package_managers and builders may reach.
+// registryEndpoints names what allow_package_managers and builders may reach. A
+// registry at a bare address is left out: the network decides by name only.
 func registryEndpoints(regs []image.Registry) []egress.Endpoint {
 	out := make([]egress.Endpoint, 0, len(regs))
 	for _, r := range regs {
+		if _, err := egress.Canonical(r.Host); err != nil {
+			continue
+		}
 		out = append(out, egress.Endpoint{Host: r.Host, Port: r.Port, Rule: "registry:" + r.Manager})
 	}
 	return out
@@ -233,7 +237,7 @@ func (b *box) Reached() []image.Contact {
 		if counts[k] == 0 {
 			order = append(order, k)
 		}
-		counts[k] += max(1, r.Count)
+		counts[k] += int(max(1, r.Count))
 	}
 	out := make([]image.Contact, 0, len(order))
 	for _, k := range order {

@@ -130,7 +130,7 @@ func (s *Sandboxes) prepare(ctx context.Context, rec SessionRecord) error {
 	if err != nil {
 		return err
 	}
-	root, err := s.builds.Root(ctx, rec.Environment, env.template(), env.packages())
+	root, err := s.builds.Root(ctx, rec.Environment, &env.CloudConfig)
 	if err != nil {
 		return err
 	}

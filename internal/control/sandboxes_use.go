@@ -59,7 +59,7 @@ func (s *Sandboxes) Egress(ctx context.Context, caller Caller, session string, f
 		return nil, err
 	}
 	records, err := s.network.Records(session, filter)
-	if errors.Is(err, egress.ErrNoSlot) {
+	if errors.Is(err, egress.ErrNotFound) {
 		return nil, nil // not prepared yet, or ended: it decided nothing that is kept
 	}
 	return records, err

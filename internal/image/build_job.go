@@ -1,0 +1,233 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// quietAfter is how long a tool may say nothing before the log says so.
+const quietAfter = 5 * time.Minute
+
+// job is the build of one layer, shared by all who want its key.
+type job struct {
+	b      *Builder
+	base   *Base
+	step   Step
+	specs  []spec
+	below  []*Layer // of the chain under the layer, lowest first; the owners of the interest keep them pinned
+	log    Log
+	ctx    context.Context
+	cancel context.CancelFunc
+	began  chan struct{} // closed when it has a slot
+	done   chan struct{} // closed when layer or failure is set
+
+	interest int // runs that want the outcome; the builder's mu guards it
+	settled  bool
+
+	layer    *Layer
+	failure  *Failure
+	attempts int
+}
+
+func newJob(b *Builder, base *Base, s Step, below []*Layer) *job {
+	j := &job{b: b, base: base, step: s, below: append([]*Layer(nil), below...), interest: 1,
+		began: make(chan struct{}), done: make(chan struct{})}
+	for _, e := range s.Entries {
+		parsed, _ := parseSpec(s.Manager, e) // checked at Start
+		j.specs = append(j.specs, parsed)
+	}
+	j.ctx, j.cancel = context.WithCancel(b.life)
+	return j
+}
+
+func (j *job) say(text string) {
+	j.log.add(Line{Time: j.b.cfg.Now(), Manager: j.step.Manager, Text: text})
+}
+
+// run waits for a slot, tries until there is an outcome, and settles it.
+func (j *job) run() {
+	defer j.cancel()
+	for _, l := range j.below {
+		// The runs that want this job may be cancelled while it still stops.
+		if j.b.store.pin(l.Key) {
+			defer j.b.store.unpin(l.Key)
+		}
+	}
+	j.tries()
+	if f := j.failure; f != nil {
+		j.say("failed: " + f.Message)
+		j.b.cfg.Logger.Info("package build failed", "manager", f.Manager, "kind", string(f.Kind), "key", j.step.Key, "attempts", f.Attempts, "cause", f.cause)
+	}
+	j.log.close()
+	j.b.settle(j)
+}
+
+func (j *job) tries() {
+	select {
+	case j.b.slots <- struct{}{}:
+		defer func() { <-j.b.slots }()
+	case <-j.ctx.Done():
+		j.failure = cancelled(j.step.Manager)
+		close(j.began)
+		return
+	}
+	close(j.began)
+	ctx, cancel := context.WithTimeout(j.ctx, j.b.cfg.ManagerTimeout)
+	defer cancel()
+	start := j.b.cfg.Now()
+	for {
+		j.attempts++
+		layer, failure := j.attempt(ctx, start)
+		if failure == nil {
+			j.layer, j.failure = layer, nil
+			return
+		}
+		failure.Attempts = j.attempts
+		j.failure = failure
+		if !failure.retryable() || j.attempts > len(j.b.cfg.Backoff) || ctx.Err() != nil {
+			return
+		}
+		pause := j.b.cfg.Backoff[j.attempts-1]
+		pause += time.Duration((rand.Float64() - 0.5) / 2 * float64(pause))
+		j.say(fmt.Sprintf("attempt %d: %s; trying again in %.1f s", j.attempts, failure.Message, pause.Seconds()))
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			if j.ctx.Err() != nil {
+				j.failure = cancelled(j.step.Manager)
+			}
+			return
+		}
+	}
+}
+
+func cancelled(manager string) *Failure {
+	return &Failure{Manager: manager, Kind: KindCancelled, Index: -1, ExitCode: -1, Tail: []string{}, Message: manager + ": the build was cancelled"}
+}
+
+func (j *job) internal(err error) *Failure {
+	f := &Failure{Manager: j.step.Manager, Kind: KindInternal, Index: -1, ExitCode: -1, Attempts: j.attempts, Tail: []string{}, cause: err,
+		Message: j.step.Manager + ": the build failed inside the server; its log tells why"}
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		f.Kind, f.Message = KindDiskFull, j.step.Manager+": the server's disk is full"
+	}
+	return f
+}
+
+// attempt opens a box, installs, and commits. What it made is gone afterwards,
+// unless it is a layer.
+func (j *job) attempt(ctx context.Context, start time.Time) (*Layer, *Failure) {
+	dirs := boxLayers(j.base, j.below)
+	out := &lineWriter{emit: j.say, now: j.b.cfg.Now, lastAt: j.b.cfg.Now()}
+	var refused []Contact
+	fail := func(box Box, in *install, err error) (*Layer, *Failure) {
+		return nil, j.explain(ctx, box, in, out, refused, err)
+	}
+	env := boxEnv(j.base, j.step.Manager)
+	box, err := j.b.cfg.OpenBox(ctx, BoxSpec{Purpose: "install " + j.step.Manager, Layers: dirs, Env: env,
+		Registries: j.base.Registries, Timeout: j.b.cfg.ManagerTimeout + time.Minute})
+	if err != nil {
+		return fail(nil, nil, fmt.Errorf("opening a builder sandbox: %w", err))
+	}
+	defer func() {
+		// Also after a cancel: the box must go.
+		closing, done := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		defer done()
+		if err := box.Close(closing); err != nil {
+			j.b.cfg.Logger.Error("closing a builder sandbox", "key", j.step.Key, "error", err)
+		}
+	}()
+	in := &install{box: box, step: j.step, specs: j.specs, out: out, say: j.say, probe: j.base.Managers[j.step.Manager] == ""}
+	stopWatch := j.watchQuiet(ctx, out)
+	added, before, err := in.run(ctx, j.b.knownListing(j.step, j.base))
+	stopWatch()
+	refused = refusals(box)
+	if err != nil {
+		return fail(box, in, err)
+	}
+	for _, c := range refused {
+		j.say(fmt.Sprintf("warning: the install was kept from %s:%d, and did without", c.Host, c.Port))
+	}
+	j.b.rememberListing(j.step, j.base, before)
+	upper, err := box.Tree(ctx)
+	if err != nil {
+		return fail(box, nil, fmt.Errorf("reading what was written: %w", err))
+	}
+	l := &Layer{Key: j.step.Key, Parent: j.step.Parent, Manager: j.step.Manager, Entries: j.step.Entries, Base: j.base.Digest, Arch: j.base.Arch,
+		Recipe: recipes[j.step.Manager].version, Family: j.step.Family, Epoch: j.step.Epoch, Pinned: j.step.Pinned, Versions: added,
+		CreatedAt: j.b.cfg.Now().UTC(), Took: j.b.cfg.Now().Sub(start).Milliseconds()}
+	if err := j.b.store.commit(ctx, l, upper, topFirst(dirs), j.log.Text()); err != nil {
+		return fail(nil, nil, err)
+	}
+	j.say(fmt.Sprintf("installed %d packages, %d files, %.1f MB in %.1f s", len(added), l.Files, float64(l.SizeBytes)/1e6, float64(l.Took)/1e3))
+	return l, nil
+}
+
+// explain turns what ended an attempt into a failure.
+func (j *job) explain(ctx context.Context, box Box, in *install, out *lineWriter, refused []Contact, err error) *Failure {
+	if j.ctx.Err() != nil {
+		return cancelled(j.step.Manager)
+	}
+	timedOut := ctx.Err() != nil
+	e := evidence{manager: j.step.Manager, specs: j.specs, current: -1, lines: out.lines(), refused: refused,
+		timedOut: timedOut, limit: j.b.cfg.ManagerTimeout.String()}
+	if box != nil {
+		asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer cancel()
+		if u, uerr := box.Usage(asking); uerr == nil {
+			e.usage = u
+		}
+	}
+	if in != nil {
+		e.exit, e.current = in.exit, in.at
+	}
+	var known *knownFailure
+	switch {
+	case errors.As(err, &known) && !timedOut:
+		f := &Failure{Manager: j.step.Manager, Kind: known.kind, Package: known.pkg, Index: known.index, ExitCode: e.exit.Code, Tail: tailOf(e.lines)}
+		f.Message = j.step.Manager + ": " + known.phrase
+		return f
+	case timedOut, errors.Is(err, errTool):
+		return classify(e)
+	case e.usage.DiskFull || e.usage.OOMKills > 0:
+		return classify(e) // the box was lost to a limit
+	}
+	return j.internal(err)
+}
+
+func refusals(box Box) []Contact {
+	var out []Contact
+	for _, c := range box.Reached() {
+		if !c.Allowed {
+			out = append(out, Contact{Host: cleanLine([]byte(c.Host)), Port: c.Port, Count: c.Count})
+		}
+	}
+	return out
+}
+
+// watchQuiet reports a tool that says nothing for long; it is not ended for it.
+func (j *job) watchQuiet(ctx context.Context, out *lineWriter) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(quietAfter)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				if idle := out.idle(j.b.cfg.Now()); idle >= quietAfter {
+					j.say(fmt.Sprintf("no output for %d minutes", int(idle.Minutes())))
+				}
+			}
+		}
+	}()
+	return func() { cancel(); <-ended }
+}

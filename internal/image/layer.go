@@ -1,0 +1,118 @@
+package image
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"strconv"
+	"time"
+)
+
+// layerFormat is part of every key: another layout of layers gets other keys.
+const layerFormat = "atoll-layer-1"
+
+// ErrNoLayer says that the store has no complete layer of that key.
+var ErrNoLayer = errors.New("no such layer")
+
+// PackageVersion is one package that a layer brought, as its manager reports it.
+type PackageVersion struct {
+	Name    string `json:"name"`
+	Version string `json:"version"`
+	// Requested tells what was listed from what came with it.
+	Requested bool `json:"requested"`
+	// Detail is the architecture for apt, the module and its checksum for go; else empty.
+	Detail string `json:"detail,omitempty"`
+}
+
+// Layer is one committed layer and what its manifest records. A layer never
+// changes once it is in the store.
+type Layer struct {
+	Key     string   `json:"key"`
+	Parent  string   `json:"parent"` // key of the layer below, or empty above the base
+	Manager string   `json:"manager"`
+	Entries []string `json:"entries"` // the normal list
+	Base    string   `json:"base"`    // digest of the template version
+	Arch    string   `json:"arch"`
+	Recipe  int      `json:"recipe"`
+	Family  string   `json:"family"` // the key without the epoch
+	Epoch   int64    `json:"epoch"`
+	Pinned  bool     `json:"pinned"` // every entry names exactly one release
+	// Digest is a hash of the tree without times: paths, modes, owners,
+	// contents, links, extended attributes.
+	Digest    string           `json:"digest"`
+	LogDigest string           `json:"log_digest"`
+	SizeBytes int64            `json:"size_bytes"` // bytes of file contents, hard links counted once
+	Files     int              `json:"files"`
+	Versions  []PackageVersion `json:"versions"`
+	CreatedAt time.Time        `json:"created_at"`
+	// Took is how long it took to make the layer, in milliseconds.
+	Took int64 `json:"took_ms"`
+
+	// Dir is the read-only directory to mount. It is not in the manifest.
+	Dir string `json:"-"`
+	// Hit and Duration are set in a Result only: the layer was there already,
+	// and how long this build waited for it.
+	Hit      bool          `json:"-"`
+	Duration time.Duration `json:"-"`
+}
+
+// Step is one layer that a package list needs.
+type Step struct {
+	Manager string
+	Entries []string // the normal list
+	Parent  string   // key of the step below, or empty
+	Family  string   // the key without the epoch
+	Epoch   int64
+	Key     string
+	Pinned  bool
+}
+
+// Plan turns package lists into the chain of layers that they need above base,
+// in build order. An empty list makes no layer. The epoch function chooses the
+// epoch of a family; nil means 0 for all.
+func Plan(base *Base, p Packages, epoch func(family string) int64) []Step {
+	var steps []Step
+	parent := ""
+	for _, m := range managerOrder {
+		list := normalList(p.List(m))
+		if len(list) == 0 {
+			continue
+		}
+		s := newStep(base, m, list, parent)
+		if epoch != nil {
+			s.setEpoch(epoch(s.Family))
+		}
+		steps = append(steps, s)
+		parent = s.Key
+	}
+	return steps
+}
+
+func newStep(base *Base, manager string, list []string, parent string) Step {
+	s := Step{Manager: manager, Entries: list, Parent: parent, Pinned: true}
+	fields := append([]string{layerFormat, strconv.Itoa(recipes[manager].version), base.Digest, base.Arch, parent, manager}, list...)
+	s.Family = hashFields(fields...)
+	for _, e := range list {
+		parsed, err := parseSpec(manager, e)
+		s.Pinned = s.Pinned && err == nil && parsed.pinned
+	}
+	s.setEpoch(0)
+	return s
+}
+
+func (s *Step) setEpoch(epoch int64) {
+	s.Epoch = epoch
+	s.Key = hashFields(s.Family, strconv.FormatInt(epoch, 10))
+}
+
+// hashFields is SHA-256 over length-prefixed fields, so that no two lists of
+// fields collide by joining.
+func hashFields(fields ...string) string {
+	h := sha256.New()
+	for _, f := range fields {
+		h.Write(binary.BigEndian.AppendUint64(nil, uint64(len(f))))
+		h.Write([]byte(f))
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}

@@ -1,0 +1,203 @@
+package image
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// LayerUsage is what the store knows about one layer, for people and for
+// clean-up.
+type LayerUsage struct {
+	Layer
+	// Children counts the layers that stand directly on this one.
+	Children int `json:"children"`
+	// Hits counts the builds that found this layer made.
+	Hits     int64     `json:"hits"`
+	LastUsed time.Time `json:"last_used"`
+	// Mounted is true while some overlay mount of this machine uses the layer.
+	Mounted bool `json:"mounted"`
+}
+
+// Usage lists all layers, least recently used first.
+func (s *Store) Usage() ([]LayerUsage, error) {
+	mounted, err := s.mounted()
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []LayerUsage
+	children := map[string]int{}
+	for _, family := range s.families {
+		for _, l := range family {
+			u := LayerUsage{Layer: *l, LastUsed: l.CreatedAt, Mounted: mounted[l.Key]}
+			path := filepath.Join(s.dir, l.Key, "used")
+			if st, err := os.Stat(path); err == nil && st.ModTime().After(l.CreatedAt) {
+				u.LastUsed = st.ModTime()
+			}
+			u.Hits = readHits(path)
+			children[l.Parent]++
+			all = append(all, u)
+		}
+	}
+	for i := range all {
+		all[i].Children = children[all[i].Key]
+	}
+	slices.SortFunc(all, func(a, b LayerUsage) int {
+		if c := a.LastUsed.Compare(b.LastUsed); c != 0 {
+			return c
+		}
+		return strings.Compare(a.Key, b.Key)
+	})
+	return all, nil
+}
+
+// Pruned says what a clean-up removed.
+type Pruned struct {
+	Keys  []string
+	Bytes int64
+}
+
+// Prune removes layers that nobody refers to, least recently used first and
+// children before parents, until the store holds at most quota bytes; quota 0
+// removes all of them. inUse answers which layers environments, sessions and
+// running builds refer to; it is asked once, while no layer can be added, and
+// everything below a layer in use stays too. A mounted layer is never touched.
+func (s *Store) Prune(ctx context.Context, inUse func() (map[string]bool, error), quota int64) (Pruned, error) {
+	var out Pruned
+	all, err := s.Usage()
+	if err != nil {
+		return out, err
+	}
+	keys, err := inUse()
+	if err != nil {
+		return out, fmt.Errorf("pruning layers: %w", err)
+	}
+	byKey := map[string]*LayerUsage{}
+	var total int64
+	for i := range all {
+		byKey[all[i].Key] = &all[i]
+		total += all[i].SizeBytes
+	}
+	keep := map[string]bool{}
+	for _, l := range all {
+		for at := &l; at != nil && (keys[l.Key] || l.Mounted) && !keep[at.Key]; at = byKey[at.Parent] {
+			keep[at.Key] = true
+		}
+	}
+	// A round removes leaves only, so that a child always goes before its parent.
+	for removed := true; removed && total > quota; {
+		removed = false
+		for _, l := range all {
+			u := byKey[l.Key]
+			if u == nil || keep[l.Key] || u.Children > 0 || total <= quota {
+				continue
+			}
+			if err := ctx.Err(); err != nil {
+				return out, err
+			}
+			gone, err := s.remove(u)
+			if err != nil {
+				return out, err
+			}
+			keep[l.Key] = !gone
+			if !gone {
+				continue
+			}
+			if parent := byKey[u.Parent]; parent != nil {
+				parent.Children--
+			}
+			delete(byKey, l.Key)
+			total -= u.SizeBytes
+			out.Keys, out.Bytes = append(out.Keys, l.Key), out.Bytes+u.SizeBytes
+			removed = true
+		}
+	}
+	return out, nil
+}
+
+// remove deletes one layer unless it came into use since it was listed.
+func (s *Store) remove(u *LayerUsage) (bool, error) {
+	s.mu.Lock()
+	mounted, err := s.mounted()
+	if err != nil || mounted[u.Key] || s.pins[u.Key] > 0 {
+		s.mu.Unlock()
+		return false, err
+	}
+	for _, family := range s.families {
+		for _, l := range family {
+			if l.Parent == u.Key { // a build added it a moment ago
+				s.mu.Unlock()
+				return false, nil
+			}
+		}
+	}
+	delete(s.families[u.Family], u.Key)
+	if len(s.families[u.Family]) == 0 {
+		delete(s.families, u.Family)
+	}
+	trash, err := s.toTrash(filepath.Join(s.dir, u.Key))
+	s.mu.Unlock()
+	if err != nil {
+		return false, fmt.Errorf("pruning layers: %w", err)
+	}
+	if err := os.RemoveAll(trash); err != nil {
+		return false, fmt.Errorf("pruning layers: %w", err)
+	}
+	return true, nil
+}
+
+// mounted returns the keys of layers that overlay mounts use, in any mount
+// namespace that this process can see: its own table and those of the
+// processes of this machine.
+func (s *Store) mounted() (map[string]bool, error) {
+	keys := map[string]bool{}
+	if err := s.scanMounts("/proc/self/mountinfo", keys); err != nil {
+		return nil, fmt.Errorf("reading the mount table: %w", err)
+	}
+	own, _ := os.Readlink("/proc/self/ns/mnt")
+	seen := map[string]bool{own: true}
+	tables, _ := filepath.Glob("/proc/[0-9]*/mountinfo")
+	for _, table := range tables {
+		ns, err := os.Readlink(filepath.Join(filepath.Dir(table), "ns", "mnt"))
+		if err != nil || seen[ns] {
+			continue
+		}
+		seen[ns] = true
+		// A process may end between the listing and the reading.
+		if err := s.scanMounts(table, keys); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.EINVAL) {
+			return nil, fmt.Errorf("reading a mount table: %w", err)
+		}
+	}
+	return keys, nil
+}
+
+func (s *Store) scanMounts(table string, keys map[string]bool) error {
+	f, err := os.Open(table)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		if !strings.Contains(lines.Text(), " overlay ") {
+			continue
+		}
+		// Directories may be given relative or through another path, so the
+		// key alone decides: 64 hexadecimal digits are nobody else's name.
+		for _, key := range anyLayerKey.FindAllString(lines.Text(), -1) {
+			keys[key] = true
+		}
+	}
+	return lines.Err()
+}

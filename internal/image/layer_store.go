@@ -1,0 +1,280 @@
+package image
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	scratchName = ".scratch" // layers that are being copied
+	trashName   = ".trash"   // layers that are being deleted
+)
+
+var (
+	layerKey    = regexp.MustCompile(`^[0-9a-f]{64}$`)
+	anyLayerKey = regexp.MustCompile(`[0-9a-f]{64}`)
+)
+
+// Store keeps committed layers, one directory each: tree, manifest.json, log.
+// A layer is there completely or not at all, whatever crashed. The files are
+// the truth; one process at a time may own a store. Methods may be called at
+// the same time.
+type Store struct {
+	dir string
+
+	mu       sync.Mutex
+	families map[string]map[string]*Layer // family → key → layer, of everything in the store
+	pins     map[string]int               // key → running builds that stand on the layer
+}
+
+// OpenStore opens the store in dir and makes it if it is absent. What a crash
+// left half-made is removed.
+func OpenStore(dir string) (*Store, error) {
+	s := &Store{dir: dir, families: map[string]map[string]*Layer{}, pins: map[string]int{}}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("opening layer store: %w", err)
+	}
+	if err := s.Recover(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Recover removes the scratch and trash of a process that died and reads all
+// manifests again. It must not be called while a build runs.
+func (s *Store) Recover() error {
+	for _, name := range []string{scratchName, trashName} {
+		if err := os.RemoveAll(filepath.Join(s.dir, name)); err != nil {
+			return fmt.Errorf("clearing layer scratch: %w", err)
+		}
+		if err := os.Mkdir(filepath.Join(s.dir, name), 0o700); err != nil {
+			return fmt.Errorf("clearing layer scratch: %w", err)
+		}
+	}
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return fmt.Errorf("reading layer store: %w", err)
+	}
+	families := map[string]map[string]*Layer{}
+	for _, e := range entries {
+		if !layerKey.MatchString(e.Name()) {
+			continue
+		}
+		l, err := s.Layer(e.Name())
+		if errors.Is(err, ErrNoLayer) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		addFamily(families, l)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.families = families
+	return nil
+}
+
+func addFamily(families map[string]map[string]*Layer, l *Layer) {
+	if families[l.Family] == nil {
+		families[l.Family] = map[string]*Layer{}
+	}
+	families[l.Family][l.Key] = l
+}
+
+// Layer reads the manifest of a complete layer; ErrNoLayer if there is none.
+func (s *Store) Layer(key string) (*Layer, error) {
+	if !layerKey.MatchString(key) {
+		return nil, ErrNoLayer
+	}
+	text, err := os.ReadFile(filepath.Join(s.dir, key, "manifest.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, ErrNoLayer
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading layer manifest: %w", err)
+	}
+	var l Layer
+	if err := json.Unmarshal(text, &l); err != nil || l.Key != key {
+		return nil, fmt.Errorf("reading layer manifest: layer %s is damaged: remove its directory to have it built again", key)
+	}
+	l.Dir = filepath.Join(s.dir, key, "tree")
+	return &l, nil
+}
+
+// LayerDirs returns the directories of the layers, in the order of the keys.
+func (s *Store) LayerDirs(keys []string) ([]string, error) {
+	dirs := make([]string, 0, len(keys))
+	for _, k := range keys {
+		l, err := s.Layer(k)
+		if err != nil {
+			return nil, fmt.Errorf("layer %.12s: %w", k, err)
+		}
+		dirs = append(dirs, l.Dir)
+	}
+	return dirs, nil
+}
+
+// Log returns the log of the build that made a layer.
+func (s *Store) Log(key string) ([]byte, error) {
+	if !layerKey.MatchString(key) {
+		return nil, ErrNoLayer
+	}
+	text, err := os.ReadFile(filepath.Join(s.dir, key, "log"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, ErrNoLayer
+	}
+	return text, err
+}
+
+// newest returns the layer of a family with the highest epoch, or nil.
+func (s *Store) newest(family string) *Layer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var best *Layer
+	for _, l := range s.families[family] {
+		if best == nil || l.Epoch > best.Epoch {
+			best = l
+		}
+	}
+	return best
+}
+
+// used notes that a layer was given to a session or environment, for the order
+// of clean-up.
+func (s *Store) used(key string, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	path := filepath.Join(s.dir, key, "used")
+	// Only the order of clean-up depends on it: neither synced nor checked.
+	if os.WriteFile(path, strconv.AppendInt(nil, readHits(path)+1, 10), 0o600) == nil {
+		_ = os.Chtimes(path, now, now)
+	}
+}
+
+// pin keeps a layer from clean-up until unpin; false if it is not there.
+func (s *Store) pin(key string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, err := s.Layer(key); err != nil {
+		return false
+	}
+	s.pins[key]++
+	return true
+}
+
+func (s *Store) unpin(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pins[key]--; s.pins[key] <= 0 {
+		delete(s.pins, key)
+	}
+}
+
+func readHits(path string) int64 {
+	text, _ := os.ReadFile(path)
+	n, _ := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+	return n
+}
+
+// commit copies an upper directory into the store as the layer l, fills in its
+// digest, size and directory, and makes it durable. Until it returns the layer
+// does not exist; a crash leaves only scratch. Lower directories are those that
+// the upper one was mounted over, topmost first.
+func (s *Store) commit(ctx context.Context, l *Layer, upper string, lower []string, log []byte) (err error) {
+	scratch, err := os.MkdirTemp(filepath.Join(s.dir, scratchName), "layer-")
+	if err != nil {
+		return fmt.Errorf("committing layer: %w", err)
+	}
+	defer os.RemoveAll(scratch)
+	l.Digest, l.SizeBytes, l.Files, err = copyTree(ctx, upper, filepath.Join(scratch, "tree"), lower)
+	if err != nil {
+		return fmt.Errorf("committing layer: %w", err)
+	}
+	if l.Files == 0 && len(l.Versions) > 0 {
+		return errors.New("committing layer: packages were installed but the upper directory has no files")
+	}
+	sum := sha256.Sum256(log)
+	l.LogDigest = hex.EncodeToString(sum[:])
+	manifest, err := json.MarshalIndent(l, "", "\t")
+	if err != nil {
+		return fmt.Errorf("committing layer: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(scratch, "log"), log, 0o600); err != nil {
+		return fmt.Errorf("committing layer: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(scratch, "manifest.json"), manifest, 0o600); err != nil {
+		return fmt.Errorf("committing layer: %w", err)
+	}
+	if err := syncFileSystem(scratch); err != nil {
+		return fmt.Errorf("committing layer: %w", err)
+	}
+	target := filepath.Join(s.dir, l.Key)
+	if err := s.clearIncomplete(target); err != nil {
+		return fmt.Errorf("committing layer: %w", err)
+	}
+	if err := os.Rename(scratch, target); err != nil {
+		return fmt.Errorf("committing layer: %w", err)
+	}
+	if err := syncDir(s.dir); err != nil {
+		return fmt.Errorf("committing layer: %w", err)
+	}
+	l.Dir = filepath.Join(target, "tree")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	addFamily(s.families, l)
+	return nil
+}
+
+// clearIncomplete moves a directory without a manifest out of the way: only a
+// hand that removed the manifest can have left one.
+func (s *Store) clearIncomplete(target string) error {
+	if _, err := os.Lstat(target); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if _, err := os.Lstat(filepath.Join(target, "manifest.json")); err == nil {
+		return errors.New("the layer is there already")
+	}
+	trash, err := s.toTrash(target)
+	if err != nil {
+		return err
+	}
+	return os.RemoveAll(trash)
+}
+
+// toTrash makes a layer directory vanish from the store at once, durably, and
+// returns where it waits for deletion.
+func (s *Store) toTrash(target string) (string, error) {
+	trash, err := os.MkdirTemp(filepath.Join(s.dir, trashName), "layer-")
+	if err != nil {
+		return "", err
+	}
+	if err := os.Rename(target, filepath.Join(trash, "layer")); err != nil {
+		return "", err
+	}
+	return trash, syncDir(s.dir)
+}
+
+// syncFileSystem makes everything on the file system of path durable.
+func syncFileSystem(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return unix.Syncfs(int(d.Fd()))
+}

@@ -1,0 +1,346 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+)
+
+// scratchDir is where a build keeps what must not get into its layer. It lies
+// under /tmp, which no layer has.
+const scratchDir = "/tmp/atoll-build"
+
+// recipe is how one manager installs a list. Its version is part of the layer
+// key: raise it when a change can alter the result.
+type recipe struct {
+	version int
+	// probe runs the manager's cheapest command, to see if it is there.
+	probe []string
+	// env is added to the environment of all of the manager's commands.
+	env []string
+	// prepare, if set, runs before the install.
+	prepare func(ctx context.Context, in *install) error
+	// command is the install's arguments; the specs are appended.
+	command []string
+	// each installs entry by entry: the calls are independent, and a failure
+	// then belongs to exactly one entry.
+	each bool
+	// argument, if set, writes a spec as the tool wants it.
+	argument func(spec) string
+	// finish, if set, runs after the install.
+	finish func(ctx context.Context, in *install) error
+	// list asks the manager what is installed.
+	list     []string
+	listFail bool // the listing may exit with another code than 0
+	parse    func(out []byte) ([]installed, error)
+	// provides reports whether an installed package is what an entry asked for.
+	provides func(s spec, p installed) bool
+}
+
+// recipes by manager. The map is never changed.
+var recipes = map[string]recipe{
+	"apt": aptRecipe,
+	"cargo": {
+		version: 1,
+		probe:   []string{"cargo", "--version"},
+		env: []string{"CARGO_HOME=" + scratchDir + "/home/.cargo", "CARGO_TARGET_DIR=" + scratchDir + "/target",
+			"CARGO_TERM_PROGRESS_WHEN=never", "CARGO_TERM_COLOR=never"},
+		command: []string{"cargo", "install", "--root", "/usr/local", "--"}, each: true,
+		list: []string{"cargo", "install", "--list", "--root", "/usr/local"}, parse: parseCargoList,
+	},
+	"gem": {
+		version: 1,
+		probe:   []string{"gem", "--version"},
+		// After -- gem takes flags for compilers, so the names go without it; the
+		// grammar lets no name begin with a dash.
+		command: []string{"gem", "install", "--remote", "--no-document", "--conservative", "--no-user-install", "--bindir", "/usr/local/bin"},
+		list:    []string{"gem", "list", "--local"}, parse: parseGemList,
+	},
+	"go": {
+		version: 1,
+		probe:   []string{"go", "version"},
+		env: []string{"GOBIN=/usr/local/bin", "GOPATH=" + scratchDir + "/go", "GOMODCACHE=" + scratchDir + "/go/pkg/mod",
+			"GOCACHE=" + scratchDir + "/go-build", "GOFLAGS=-modcacherw", "GOTELEMETRY=off", "GOTOOLCHAIN=auto"},
+		command: []string{"go", "install"}, each: true, argument: goArgument,
+		list: []string{"go", "version", "-m", "/usr/local/bin"}, parse: parseGoList, listFail: true,
+		provides: goProvides,
+	},
+	"npm": {
+		version: 1,
+		probe:   []string{"npm", "--version"},
+		env: []string{"NPM_CONFIG_PREFIX=/usr/local", "NPM_CONFIG_CACHE=" + scratchDir + "/npm", "NPM_CONFIG_FUND=false",
+			"NPM_CONFIG_AUDIT=false", "NPM_CONFIG_UPDATE_NOTIFIER=false", "NPM_CONFIG_PROGRESS=false", "NPM_CONFIG_COLOR=false"},
+		command: []string{"npm", "install", "-g", "--"},
+		list:    []string{"npm", "ls", "-g", "--all", "--json"}, parse: parseNpmList, listFail: true,
+		provides: func(s spec, p installed) bool { return p.top && p.Name == s.name },
+	},
+	"pip": {
+		version: 1,
+		probe:   []string{"python3", "-m", "pip", "--version"},
+		env: []string{"PIP_BREAK_SYSTEM_PACKAGES=1", "PIP_ROOT_USER_ACTION=ignore", "PIP_DISABLE_PIP_VERSION_CHECK=1",
+			"PIP_NO_INPUT=1", "PIP_NO_CACHE_DIR=1", "PIP_PROGRESS_BAR=off", "PIP_NO_COLOR=1"},
+		command: []string{"python3", "-m", "pip", "install", "--"},
+		list:    []string{"python3", "-m", "pip", "list", "--format", "json"}, parse: parsePipList,
+		provides: func(s spec, p installed) bool { return pipCanonical(s.name) == pipCanonical(p.Name) },
+	},
+}
+
+// patience is how long tools wait for a registry. The template's own
+// environment may say otherwise.
+var patience = []string{"PIP_DEFAULT_TIMEOUT=30", "PIP_RETRIES=2", "NPM_CONFIG_FETCH_RETRIES=2", "NPM_CONFIG_FETCH_RETRY_MINTIMEOUT=1000",
+	"NPM_CONFIG_FETCH_RETRY_MAXTIMEOUT=5000", "NPM_CONFIG_FETCH_TIMEOUT=60000", "CARGO_NET_RETRY=2", "CARGO_HTTP_TIMEOUT=30"}
+
+// boxEnv is the environment of every command of a build.
+func boxEnv(base *Base, manager string) []string {
+	env := append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, patience...)
+	env = append(env, base.Env...)
+	home := "/root"
+	for _, kv := range base.Env {
+		if v, ok := strings.CutPrefix(kv, "HOME="); ok {
+			home = v
+		}
+		if v, ok := strings.CutPrefix(kv, "CARGO_HOME="); ok {
+			env = append(env, "ATOLL_CARGO_HOME="+v)
+		}
+		if strings.HasPrefix(kv, "RUSTUP_HOME=") {
+			env = append(env, "ATOLL_RUSTUP=set")
+		}
+	}
+	env = append(env, "ATOLL_HOME="+home, "HOME="+scratchDir+"/home", "LANG=C.UTF-8", "LC_ALL=C.UTF-8", "TERM=dumb", "DEBIAN_FRONTEND=noninteractive")
+	return append(env, recipes[manager].env...)
+}
+
+// prepareScript makes the scratch space and brings the template's own registry
+// settings into the build's home, which is not the template's.
+const prepareScript = `set -e
+mkdir -p ` + scratchDir + `/home/.cargo ` + scratchDir + `/work
+cd "$ATOLL_HOME" 2>/dev/null || exit 0
+for f in .npmrc .gemrc .pip .config/pip .config/go .cargo/config .cargo/config.toml; do
+	if [ -e "$f" ]; then
+		case "$f" in
+		*/*) mkdir -p "$HOME/${f%/*}"; cp -R "$f" "$HOME/${f%/*}/" ;;
+		*) cp -R "$f" "$HOME/" ;;
+		esac
+	fi
+done
+for f in config config.toml; do
+	if [ -n "$ATOLL_CARGO_HOME" ] && [ -e "$ATOLL_CARGO_HOME/$f" ]; then cp "$ATOLL_CARGO_HOME/$f" "$HOME/.cargo/"; fi
+done
+if [ -z "$ATOLL_RUSTUP" ] && [ -d "$ATOLL_HOME/.rustup" ]; then ln -s "$ATOLL_HOME/.rustup" "$HOME/.rustup"; fi
+`
+
+// install is one attempt at one layer inside an open box.
+type install struct {
+	box   Box
+	step  Step
+	specs []spec
+	env   []string
+	out   *lineWriter
+	say   func(text string) // the build's own words in the log
+	probe bool              // the manager may be missing
+	exit  BoxExit           // of the last command
+	at    int               // index of the entry that is being installed by itself, or -1
+}
+
+// errTool says that a tool ended badly; what it said is in the output.
+var errTool = errors.New("the tool failed")
+
+// knownFailure is one that is known exactly, without a tool's words.
+type knownFailure struct {
+	kind   Kind
+	phrase string
+	index  int
+	pkg    string
+}
+
+func (k *knownFailure) Error() string { return k.phrase }
+
+// run performs the recipe: before is what the manager listed in the parent
+// layer, or nil to ask it now. It returns what the layer adds, and before.
+func (in *install) run(ctx context.Context, before []installed) (added []PackageVersion, listed []installed, err error) {
+	r := recipes[in.step.Manager]
+	in.at = -1
+	if err := in.command(ctx, []string{"/bin/sh", "-c", prepareScript}, nil); err != nil {
+		return nil, nil, err
+	}
+	if in.probe {
+		if err := in.command(ctx, r.probe, nil); err != nil {
+			return nil, nil, missing(in.step.Manager)
+		}
+	}
+	if before == nil {
+		if before, err = in.listing(ctx); err != nil {
+			return nil, nil, err
+		}
+	}
+	if r.prepare != nil {
+		if err := r.prepare(ctx, in); err != nil {
+			return nil, nil, err
+		}
+	}
+	if err := in.entries(ctx, r); err != nil {
+		return nil, nil, err
+	}
+	if r.finish != nil {
+		if err := r.finish(ctx, in); err != nil {
+			return nil, nil, err
+		}
+	}
+	after, err := in.listing(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	added, err = in.verify(r, before, after)
+	return added, before, err
+}
+
+func (in *install) entries(ctx context.Context, r recipe) error {
+	argument := func(s spec) string {
+		if r.argument != nil {
+			return r.argument(s)
+		}
+		return s.text
+	}
+	if r.each {
+		for i, s := range in.specs {
+			in.at = i
+			if err := in.command(ctx, append(slices.Clone(r.command), argument(s)), nil); err != nil {
+				return err
+			}
+		}
+		in.at = -1
+		return nil
+	}
+	args := slices.Clone(r.command)
+	for _, s := range in.specs {
+		args = append(args, argument(s))
+	}
+	return in.command(ctx, args, nil)
+}
+
+// command runs one program; its output goes to the log, standard output to
+// stdout instead if that is set. errTool if it does not exit with 0.
+func (in *install) command(ctx context.Context, args []string, stdout *limitedBuffer) error {
+	if args[0] != "/bin/sh" && stdout == nil {
+		in.say("$ " + strings.Join(args, " "))
+	}
+	cmd := BoxCommand{Args: args, Env: in.env, Dir: scratchDir + "/work", Output: in.out}
+	if args[0] == "/bin/sh" {
+		cmd.Dir = "/"
+	}
+	if stdout != nil {
+		cmd.Stdout = stdout
+	}
+	exit, err := in.box.Run(ctx, cmd)
+	in.out.flush()
+	if err != nil {
+		return err
+	}
+	in.exit = exit
+	if exit.Code != 0 || exit.Signal != "" {
+		return errTool
+	}
+	return nil
+}
+
+func (in *install) listing(ctx context.Context) ([]installed, error) {
+	r := recipes[in.step.Manager]
+	var out limitedBuffer
+	quiet := *in
+	// What a listing says on standard error is no part of the build's log,
+	// unless the listing fails.
+	quiet.out = &lineWriter{emit: func(string) {}, now: time.Now}
+	err := quiet.command(ctx, r.list, &out)
+	in.exit = quiet.exit
+	if err != nil && !(errors.Is(err, errTool) && r.listFail) {
+		for _, l := range quiet.out.lines() {
+			_, _ = in.out.Write([]byte(l + "\n"))
+		}
+		return nil, err
+	}
+	list, err := r.parse(out.Bytes())
+	if err != nil {
+		return nil, fmt.Errorf("reading the packages that %s lists: %w", in.step.Manager, err)
+	}
+	if list == nil {
+		list = []installed{}
+	}
+	return list, nil
+}
+
+// verify holds the manager's listing against what was asked: some tools skip a
+// package and exit with 0.
+func (in *install) verify(r recipe, before, after []installed) ([]PackageVersion, error) {
+	provides := r.provides
+	if provides == nil {
+		provides = func(s spec, p installed) bool { return s.name == p.Name }
+	}
+	requested := make([]bool, len(after))
+	for i, s := range in.specs {
+		found := false
+		for j, p := range after {
+			if provides(s, p) {
+				requested[j], found = true, true
+			}
+		}
+		if !found && !s.marker {
+			return nil, &knownFailure{kind: KindInstallError, index: i, pkg: s.text,
+				phrase: fmt.Sprintf("%s reported success but does not list %q", in.step.Manager, s.text)}
+		}
+	}
+	old := map[string]bool{}
+	for _, p := range before {
+		old[p.id()] = true
+	}
+	added := []PackageVersion{}
+	for j, p := range after {
+		if old[p.id()] && !requested[j] {
+			continue
+		}
+		p.Requested = requested[j]
+		added = append(added, p.PackageVersion)
+		old[p.id()] = true
+	}
+	return added, nil
+}
+
+func missing(manager string) *knownFailure {
+	return &knownFailure{kind: KindToolchainMissing, index: -1,
+		phrase: fmt.Sprintf("the template has no %s: choose a template that has it, or list an apt package that brings it", toolName(manager))}
+}
+
+func toolName(manager string) string {
+	if manager == "gem" {
+		return "gem (Ruby)"
+	}
+	return manager
+}
+
+// limitedBuffer keeps the start of a listing; more than 32 MiB is an error.
+type limitedBuffer struct{ bytes.Buffer }
+
+func (b *limitedBuffer) Write(p []byte) (int, error) {
+	if b.Len()+len(p) > 32<<20 {
+		return 0, os.ErrInvalid
+	}
+	return b.Buffer.Write(p)
+}
+
+func goArgument(s spec) string {
+	if s.version == "" {
+		return s.text + "@latest"
+	}
+	return s.text
+}
+
+func goProvides(s spec, p installed) bool {
+	if root, all := strings.CutSuffix(s.name, "/..."); all {
+		return p.Name == root || strings.HasPrefix(p.Name, root+"/")
+	}
+	return p.Name == s.name
+}

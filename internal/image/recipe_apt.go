@@ -1,0 +1,82 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+var aptRecipe = recipe{
+	version: 1,
+	probe:   []string{"apt-get", "--version"},
+	env:     []string{"DEBCONF_NONINTERACTIVE_SEEN=true", "NEEDRESTART_SUSPEND=1", "APT_LISTCHANGES_FRONTEND=none"},
+	prepare: prepareApt,
+	command: []string{"apt-get", "-y", "-q", "-o", "Dpkg::Use-Pty=0", "-o", "Dpkg::Options::=--force-confdef",
+		"-o", "Dpkg::Options::=--force-confold", "-o", "Dpkg::Options::=--force-unsafe-io", "-o", "Acquire::Retries=3",
+		"--no-remove", "install", "--"},
+	finish:   finishApt,
+	list:     []string{"dpkg-query", "-W", "-f", `${binary:Package}\t${Version}\t${Architecture}\t${db:Status-Status}\t${Provides}\n`},
+	parse:    parseDpkg,
+	provides: aptProvides,
+}
+
+// policyScript keeps maintainer scripts from starting services during the
+// build. It is taken away again, and commit would leave it out as well.
+const policyScript = `set -e
+mkdir -p /usr/sbin
+printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d
+chmod 755 /usr/sbin/policy-rc.d`
+
+// prepareApt fetches the lists and asks for each name exactly: to apt-get
+// itself a name that does not exist may be a regular expression.
+func prepareApt(ctx context.Context, in *install) error {
+	if err := in.command(ctx, []string{"/bin/sh", "-c", policyScript}, nil); err != nil {
+		return err
+	}
+	update := []string{"apt-get", "-q", "-o", "Acquire::Retries=3", "-o", "APT::Update::Error-Mode=any", "update"}
+	if err := in.command(ctx, update, nil); err != nil {
+		return err
+	}
+	args := []string{"apt-cache", "policy", "--"}
+	for _, s := range in.specs {
+		args = append(args, s.name)
+	}
+	var out limitedBuffer
+	if err := in.command(ctx, args, &out); err != nil {
+		return err
+	}
+	known := aptKnown(out.Bytes())
+	for i, s := range in.specs {
+		if !slices.Contains(known, s.name) {
+			return &knownFailure{kind: KindPackageNotFound, index: i, pkg: s.text,
+				phrase: fmt.Sprintf("no package %q: apt-cache knows none of exactly this name", s.name)}
+		}
+	}
+	return nil
+}
+
+// aptKnown reads the names that apt-cache policy answered for.
+func aptKnown(out []byte) []string {
+	var names []string
+	for line := range bytes.Lines(out) {
+		text := strings.TrimRight(string(line), "\n")
+		if name, ok := strings.CutSuffix(text, ":"); ok && !strings.HasPrefix(text, " ") {
+			name, _, _ = strings.Cut(name, ":")
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+func finishApt(ctx context.Context, in *install) error {
+	return in.command(ctx, []string{"/bin/sh", "-c", "rm -f /usr/sbin/policy-rc.d"}, nil)
+}
+
+func aptProvides(s spec, p installed) bool {
+	if p.Name == s.name {
+		return true
+	}
+	return slices.Contains(p.provides, s.name)
+}

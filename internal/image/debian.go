@@ -120,7 +120,41 @@ func (b bootstrapper) bootstrap(ctx context.Context, d *Debian, cas []Authority,
 		}
 		return fmt.Errorf("bootstrapping %s: %w:\n%s", d.Suite, err, w.tail())
 	}
-	return finishDebian(rootfs)
+	if err := finishDebian(rootfs); err != nil {
+		return err
+	}
+	return copyKeyrings(lines, rootfs)
+}
+
+// copyKeyrings gives the root the keyrings that its sources name and its packages did not bring.
+func copyKeyrings(lines []string, rootfs string) error {
+	root, err := os.OpenRoot(rootfs)
+	if err != nil {
+		return fmt.Errorf("copying keyrings: %w", err)
+	}
+	defer root.Close()
+	for _, line := range lines {
+		_, rest, ok := strings.Cut(line, "signed-by=")
+		if !ok {
+			continue
+		}
+		name, _, _ := strings.Cut(rest, "]")
+		inside := strings.TrimPrefix(name, "/")
+		if _, err := root.Stat(inside); err == nil {
+			continue
+		}
+		key, err := os.ReadFile(name)
+		if err == nil {
+			err = root.MkdirAll(filepath.Dir(inside), 0o755)
+		}
+		if err == nil {
+			err = root.WriteFile(inside, key, 0o644)
+		}
+		if err != nil {
+			return fmt.Errorf("copying keyring %s: %w", name, err)
+		}
+	}
+	return nil
 }
 
 func mmdebstrapArgs(d *Debian, lines, keep []string, rootfs string) []string {

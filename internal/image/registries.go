@@ -89,7 +89,8 @@ func askParsed(ctx context.Context, l *learner, parse func(string) ([]Registry, 
 }
 
 func askApt(ctx context.Context, l *learner) ([]Registry, error) {
-	sites, err := l.output(ctx, "apt-get", "indextargets", "--format", "$(SITE)")
+	// indextargets tells only of lists that are there, and a template has none; this fetches nothing.
+	sites, err := l.output(ctx, "apt-get", "--print-uris", "update")
 	if err != nil {
 		return nil, err
 	}

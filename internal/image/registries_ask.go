@@ -56,8 +56,16 @@ func urlRegistries(manager string, raws ...string) []Registry {
 	return out
 }
 
-// parseAptSites reads the sites of "apt-get indextargets", one a line.
-func parseAptSites(out string) []Registry { return urlRegistries("apt", strings.Fields(out)...) }
+// parseAptSites reads what "apt-get --print-uris update" would fetch: quoted URLs, one a line.
+func parseAptSites(out string) []Registry {
+	var urls []string
+	for line := range strings.Lines(out) {
+		if u, _, ok := strings.Cut(strings.TrimPrefix(line, "'"), "'"); ok {
+			urls = append(urls, u)
+		}
+	}
+	return tidyRegistries(urlRegistries("apt", urls...))
+}
 
 var aptProxyLine = regexp.MustCompile(`(?m)^Acquire::(?:https?|ftp)::Proxy(?:::[^ ]+)? "([^"]+)";`)
 

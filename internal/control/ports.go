@@ -167,6 +167,9 @@ type KeyStore interface {
 type BuildStore interface {
 	PutBuild(ctx context.Context, rec BuildRecord) error
 	Build(ctx context.Context, environment string) (BuildRecord, error)
+	// UnfinishedBuilds calls each with every environment that is not archived
+	// and whose build was queued or building when it was last recorded.
+	UnfinishedBuilds(ctx context.Context, each func(EnvironmentRecord) error) error
 	// ReferencedLayers calls each with the base digest and layer keys of every
 	// environment that is not archived or has a live session.
 	ReferencedLayers(ctx context.Context, each func(baseDigest string, layers []string) error) error

@@ -11,7 +11,7 @@ import (
 // Reconcile makes the world agree with the store, once, before the server
 // answers: running sandboxes of live sessions are found again and get their
 // network back; every other sandbox and network of this server's directory is
-// removed. What cannot be removed is logged and tried again at the next start.
+// removed, and builds that were under way begin again. What cannot be removed is logged and tried again at the next start.
 func (s *Sandboxes) Reconcile(ctx context.Context) error {
 	live := map[string]bool{}
 	err := s.store.LiveSessions(ctx, func(rec SessionRecord) error {
@@ -35,6 +35,13 @@ func (s *Sandboxes) Reconcile(ctx context.Context) error {
 		kept[info.ID] = ok
 	}
 	failed = append(failed, s.closeStray(ctx, kept)...)
+	err = s.store.UnfinishedBuilds(ctx, func(rec EnvironmentRecord) error {
+		s.builds.Changed(rec)
+		return nil
+	})
+	if err != nil {
+		failed = append(failed, fmt.Errorf("taking up unfinished builds: %w", err))
+	}
 	s.log.InfoContext(ctx, "reconciled", "sandboxes", len(infos), "kept", len(s.entries), "failed", len(failed))
 	return errors.Join(failed...)
 }

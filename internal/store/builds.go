@@ -67,3 +67,25 @@ ORDER BY b.environment_id LIMIT $2`, last, batch)
 		}
 	}
 }
+
+// UnfinishedBuilds implements [control.BuildStore]. each may call the store.
+func (s *Store) UnfinishedBuilds(ctx context.Context, each func(control.EnvironmentRecord) error) error {
+	for last := ""; ; {
+		recs, err := many(ctx, s.read, scanEnvironment, `SELECT e.id, e.workspace_id, e.name, e.document, e.created_at, e.updated_at, e.archived_at
+FROM builds b JOIN environments e ON e.id = b.environment_id
+WHERE b.status IN ('queued', 'building') AND b.environment_id > $1 AND e.archived_at IS NULL
+ORDER BY b.environment_id LIMIT $2`, last, batch)
+		if err != nil {
+			return wrap("reading unfinished builds", err)
+		}
+		for _, rec := range recs {
+			if err := each(rec); err != nil {
+				return err
+			}
+			last = rec.ID
+		}
+		if len(recs) < batch {
+			return nil
+		}
+	}
+}

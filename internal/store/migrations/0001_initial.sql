@@ -81,3 +81,4 @@ CREATE TABLE builds (
   document       TEXT NOT NULL CHECK (json_valid(document)),
   updated_at     INTEGER NOT NULL
 ) STRICT;
+CREATE INDEX builds_unfinished ON builds (environment_id) WHERE status IN ('queued', 'building');

@@ -53,6 +53,12 @@ func builds(t *testing.T, f *fixture) {
 		got, err := f.Build(f.ctx, e.ID)
 		f.ok(err)
 		f.same(got, want)
+		var open []string
+		f.ok(f.UnfinishedBuilds(f.ctx, func(rec control.EnvironmentRecord) error {
+			open = append(open, rec.ID)
+			return nil
+		}))
+		f.same(open, map[string][]string{"queued": {e.ID}}[status])
 	}
 	// Archived without a session, archived with an archived and with a live one.
 	for n, live := range map[int]string{2: "none", 3: "archived", 4: "live"} {

@@ -1,0 +1,64 @@
+package httpapi
+
+import (
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/atoll-run/atoll/api"
+	"github.com/atoll-run/atoll/internal/control"
+)
+
+// query reads the query of a request; the first thing wrong with it stays in
+// err. Parameters that nobody asks for are ignored.
+type query struct {
+	values url.Values
+	err    error
+}
+
+func queryOf(r *http.Request) *query { return &query{values: r.URL.Query()} }
+
+func (q *query) bad(name, reason string) {
+	if q.err == nil {
+		q.err = control.Faultf(control.Invalid, "%s: %s", name, reason)
+	}
+}
+
+func (q *query) text(name string) string { return q.values.Get(name) }
+
+func (q *query) integer(name string) api.Opt[int] {
+	if !q.values.Has(name) {
+		return api.Opt[int]{}
+	}
+	n, err := strconv.Atoi(q.values.Get(name))
+	if err != nil {
+		q.bad(name, "Input should be a valid integer")
+	}
+	return api.Some(n)
+}
+
+func (q *query) boolean(name string, fallback bool) bool {
+	if !q.values.Has(name) {
+		return fallback
+	}
+	switch q.values.Get(name) {
+	case "true", "True", "1":
+		return true
+	case "false", "False", "0":
+		return false
+	}
+	q.bad(name, "Input should be a valid boolean")
+	return fallback
+}
+
+func (q *query) moment(name string) time.Time {
+	if !q.values.Has(name) {
+		return time.Time{}
+	}
+	t, err := time.Parse(time.RFC3339Nano, q.values.Get(name))
+	if err != nil || t.Year() < 1970 || t.Year() > 9999 {
+		q.bad(name, "Input should be a valid RFC 3339 datetime")
+	}
+	return t.UTC()
+}

@@ -35,7 +35,7 @@ func prepareApt(ctx context.Context, in *install) error {
 	if err := in.command(ctx, []string{"/bin/sh", "-c", policyScript}, nil); err != nil {
 		return err
 	}
-	update := []string{"apt-get", "-q", "-o", "Acquire::Retries=3", "-o", "APT::Update::Error-Mode=any", "update"}
+	update := []string{"apt-get", "-q", "-o", "Acquire::Retries=3", "-o", "Acquire::Languages=none", "-o", "APT::Update::Error-Mode=any", "update"}
 	if err := in.command(ctx, update, nil); err != nil {
 		return err
 	}

@@ -1,0 +1,212 @@
+package httpapi_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/atoll-run/atoll/internal/control"
+	"github.com/atoll-run/atoll/internal/httpapi"
+	"github.com/atoll-run/atoll/internal/httpapi/wiretest"
+	"github.com/atoll-run/atoll/internal/store"
+)
+
+// templates are the base templates of the tests.
+type templates []string
+
+func (t templates) Known(name string) bool { return slices.Contains(t, name) }
+func (t templates) Names() []string        { return t }
+
+// watcher is a Runtime that remembers what it was told.
+type watcher struct {
+	mu    sync.Mutex
+	calls []string
+	fail  error
+	store control.Store
+}
+
+func (w *watcher) note(call string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.calls = append(w.calls, call)
+}
+
+func (w *watcher) take() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	calls := w.calls
+	w.calls = nil
+	return calls
+}
+
+func (w *watcher) EnvironmentChanged(rec control.EnvironmentRecord) {
+	w.note("environment " + rec.Name)
+}
+func (w *watcher) SessionCreated(rec control.SessionRecord) { w.note("created " + rec.ID) }
+func (w *watcher) SessionEnded(ctx context.Context, rec control.SessionRecord) error {
+	if _, err := w.store.Session(ctx, rec.Workspace, rec.ID); err != nil {
+		w.note("ended without a row " + rec.ID)
+	}
+	w.note("ended " + rec.ID)
+	return w.fail
+}
+
+// rig is a server with a real store, and what a test needs to ask it.
+type rig struct {
+	t         *testing.T
+	url       string
+	client    *http.Client
+	service   *control.Service
+	store     *store.Store
+	runtime   *watcher
+	log       *syncBuffer
+	workspace string
+	metrics   *prometheus.Registry
+}
+
+const (
+	key = "sk-test-of-the-operator"
+)
+
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+func newRig(t *testing.T, sandboxes httpapi.Sandboxes) *rig {
+	t.Helper()
+	ctx := context.Background()
+	db, err := store.Open(ctx, store.Config{Path: filepath.Join(t.TempDir(), "atoll.db")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	r := &rig{t: t, store: db, runtime: &watcher{store: db}, log: &syncBuffer{}, metrics: prometheus.NewRegistry()}
+	r.service = control.New(control.Config{Store: db, Templates: templates{"base", "code_interpreter", "slim"}, Runtime: r.runtime})
+	if r.workspace, _, err = r.service.EnsureDefault(ctx, key); err != nil {
+		t.Fatal(err)
+	}
+	h, err := httpapi.New(httpapi.Config{
+		Service: r.service, Sandboxes: sandboxes, Metrics: r.metrics,
+		Logger: slog.New(slog.NewJSONHandler(r.log, nil)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ts := httptest.NewServer(h)
+	t.Cleanup(ts.Close)
+	r.url = ts.URL
+	r.client = &http.Client{Transport: wiretest.Transport(t, nil)}
+	return r
+}
+
+// sandBase makes a key of SandBase's dialect in the same workspace.
+func (r *rig) sandBase() string {
+	secret, _, err := r.service.CreateKey(context.Background(), r.workspace, "sb", control.KeyAPI, true)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return secret
+}
+
+// answer is a reply that was read.
+type answer struct {
+	status int
+	header http.Header
+	text   string
+	body   map[string]any
+}
+
+func (a answer) str(path ...string) string {
+	var at any = a.body
+	for _, name := range path {
+		m, _ := at.(map[string]any)
+		at = m[name]
+	}
+	s, _ := at.(string)
+	return s
+}
+
+func (a answer) message() string { return a.str("error", "message") }
+
+// ask sends a request with the operator's key. A body is JSON text.
+func (r *rig) ask(method, path, body string) answer { return r.askAs(key, method, path, body) }
+
+func (r *rig) askAs(key, method, path, body string) answer {
+	r.t.Helper()
+	req, err := http.NewRequest(method, r.url+path, strings.NewReader(body))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	req.Header.Set("X-Api-Key", key)
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	return r.do(req)
+}
+
+func (r *rig) do(req *http.Request) answer {
+	r.t.Helper()
+	resp, err := r.client.Do(req)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	a := answer{status: resp.StatusCode, header: resp.Header, text: string(text)}
+	if strings.HasPrefix(resp.Header.Get("Content-Type"), "application/json") {
+		if err := json.Unmarshal(text, &a.body); err != nil {
+			r.t.Fatalf("%s %s: %v: %s", req.Method, req.URL, err, text)
+		}
+	}
+	return a
+}
+
+// must is ask that fails the test unless the answer is 200.
+func (r *rig) must(method, path, body string) answer {
+	r.t.Helper()
+	a := r.ask(method, path, body)
+	if a.status != 200 {
+		r.t.Fatalf("%s %s: %d %s", method, path, a.status, a.text)
+	}
+	return a
+}
+
+// quote is s as a JSON string.
+func quote(s string) string {
+	text, err := json.Marshal(s)
+	if err != nil {
+		panic(err)
+	}
+	return string(text)
+}

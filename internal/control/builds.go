@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
@@ -46,8 +47,9 @@ type Builds struct {
 	cancel context.CancelFunc
 	work   sync.WaitGroup
 
-	mu   sync.Mutex
-	runs map[string]*buildRun // environment id → its newest run, under mu
+	mu     sync.Mutex
+	runs   map[string]*buildRun // environment id → its newest run, under mu
+	counts map[string]int       // outcome → builds since the start, under mu
 }
 
 // Root is the root filesystem of an environment's sandboxes.
@@ -79,7 +81,8 @@ func NewBuilds(cfg BuildsConfig) *Builds {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Builds{store: cfg.Store, templates: cfg.Templates, builder: cfg.Builder, log: cfg.Logger,
-		ctx: ctx, cancel: cancel, runs: map[string]*buildRun{}}
+		ctx: ctx, cancel: cancel, runs: map[string]*buildRun{},
+		counts: map[string]int{api.BuildReady: 0, api.BuildFailed: 0}}
 }
 
 // Shutdown ends the running builds and waits for them; they begin again at the
@@ -226,7 +229,21 @@ func (b *Builds) build(run *buildRun, opts startOptions) {
 	if err != nil {
 		b.log.Warn("environment build failed", "environment_id", run.environment, "error", err)
 	}
+	b.count(run.status().Status)
 	b.record(run, opts)
+}
+
+func (b *Builds) count(outcome string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.counts[outcome]++
+}
+
+// Counts reports how builds ended since the start, for metrics.
+func (b *Builds) Counts() map[string]int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return maps.Clone(b.counts)
 }
 
 // unrecorded tells whether nothing else is recorded for the run's environment,

@@ -1,0 +1,85 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/atoll-run/atoll/internal/control"
+	"github.com/atoll-run/atoll/internal/egress"
+	"github.com/atoll-run/atoll/internal/sandbox"
+)
+
+// newDecisionCounter counts the network decisions by verdict and reason.
+func newDecisionCounter(reg prometheus.Registerer) (func(egress.Record), error) {
+	c := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "atoll_egress_decisions_total", Help: "Network decisions by who asked, verdict and reason.",
+	}, []string{"source", "verdict", "reason"})
+	if err := reg.Register(c); err != nil {
+		return nil, fmt.Errorf("registering network metrics: %w", err)
+	}
+	return func(r egress.Record) {
+		c.WithLabelValues(r.Source, string(r.Verdict), string(r.Reason)).Inc()
+	}, nil
+}
+
+// registerGauges adds what is asked at the time of a scrape.
+func registerGauges(reg prometheus.Registerer, sandboxes *control.Sandboxes, builds *control.Builds) error {
+	for _, c := range []prometheus.Collector{
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		&states{prometheus.NewDesc("atoll_sandboxes", "Sandboxes of sessions by state.", []string{"state"}, nil), sandboxes.Counts, prometheus.GaugeValue},
+		&states{prometheus.NewDesc("atoll_builds_total", "Builds of environments since the start by outcome.", []string{"status"}, nil), builds.Counts, prometheus.CounterValue},
+	} {
+		if err := reg.Register(c); err != nil {
+			return fmt.Errorf("registering metrics: %w", err)
+		}
+	}
+	return nil
+}
+
+// states is a metric with one label whose values are counted when asked.
+type states struct {
+	desc  *prometheus.Desc
+	count func() map[string]int
+	kind  prometheus.ValueType
+}
+
+// Describe implements prometheus.Collector.
+func (s *states) Describe(out chan<- *prometheus.Desc) { out <- s.desc }
+
+// Collect implements prometheus.Collector.
+func (s *states) Collect(out chan<- prometheus.Metric) {
+	for state, n := range s.count() {
+		out <- prometheus.MustNewConstMetric(s.desc, s.kind, float64(n), state)
+	}
+}
+
+// builderLimits are what a builder sandbox may use: 4 GiB of memory or half of
+// the machine's, 4,096 processes and 10 GiB of disk, and the processors that a
+// session may have.
+func builderLimits(session sandbox.Limits) sandbox.Limits {
+	return sandbox.Limits{
+		MemoryBytes: min(4<<30, machineMemory()/2), CPUs: session.CPUs, Processes: 4096, DiskBytes: 10 << 30,
+	}
+}
+
+// machineMemory is the host's memory in bytes; 8 GiB where it cannot be read.
+func machineMemory() int64 {
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 8 << 30
+	}
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == "MemTotal:" {
+			if kib, err := strconv.ParseInt(f[1], 10, 64); err == nil {
+				return kib << 10
+			}
+		}
+	}
+	return 8 << 30
+}

@@ -1,0 +1,229 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/atoll-run/atoll/internal/control"
+	"github.com/atoll-run/atoll/internal/egress"
+	"github.com/atoll-run/atoll/internal/httpapi"
+	"github.com/atoll-run/atoll/internal/image"
+	"github.com/atoll-run/atoll/internal/sandbox"
+	"github.com/atoll-run/atoll/internal/sandbox/gvisor"
+	"github.com/atoll-run/atoll/internal/store"
+)
+
+// pooledNetworks are made ahead, so that a session does not wait for one.
+const pooledNetworks = 8
+
+// shutdownPatience is how long requests under way may take to finish.
+const shutdownPatience = 10 * time.Second
+
+// serve runs the server until ctx ends. ready is called once with the base URL
+// when requests are answered.
+func serve(ctx context.Context, cfg Config, log *slog.Logger, ready func(url string)) (err error) {
+	w := &wiring{cfg: cfg, log: log, metrics: prometheus.NewRegistry()}
+	// What was opened is closed in the opposite order, whatever happens.
+	defer func() { err = errors.Join(err, w.close()) }()
+	for _, step := range []func(context.Context) error{w.openStore, w.openEngine, w.openNetwork, w.openImages, w.openControl} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	return w.serve(ctx, ready)
+}
+
+// wiring holds the parts of a running server while they are put together.
+type wiring struct {
+	cfg     Config
+	log     *slog.Logger
+	metrics *prometheus.Registry
+	closers []func() error
+
+	store     *store.Store
+	engine    *gvisor.Engine
+	network   *egress.Gateway
+	templates *image.Templates
+	builder   *image.Builder
+	sandboxes *control.Sandboxes
+	service   *control.Service
+}
+
+func (w *wiring) onClose(f func() error) { w.closers = append(w.closers, f) }
+
+func (w *wiring) close() error {
+	var errs []error
+	for i := len(w.closers) - 1; i >= 0; i-- {
+		errs = append(errs, w.closers[i]())
+	}
+	return errors.Join(errs...)
+}
+
+// openStore comes first: it holds the lock that keeps a second server away.
+func (w *wiring) openStore(ctx context.Context) (err error) {
+	w.store, err = store.Open(ctx, store.Config{Path: filepath.Join(w.cfg.Data, databaseFile), Logger: w.log})
+	if err != nil {
+		return err
+	}
+	w.onClose(w.store.Close)
+	return nil
+}
+
+func (w *wiring) openEngine(context.Context) (err error) {
+	w.engine, err = gvisor.New(gvisor.Config{
+		Dir: filepath.Join(w.cfg.Data, "sandboxes"), Logger: w.log, DefaultLimits: w.cfg.Limits.limits(),
+	})
+	if err != nil {
+		return fmt.Errorf("opening the sandbox engine: %w", err)
+	}
+	w.onClose(w.engine.Close)
+	return nil
+}
+
+func (w *wiring) openNetwork(context.Context) error {
+	exempt, err := w.cfg.Egress.exemptions()
+	if err != nil {
+		return err
+	}
+	denied, err := w.cfg.Egress.denied()
+	if err != nil {
+		return err
+	}
+	decisions, err := newDecisionCounter(w.metrics)
+	if err != nil {
+		return err
+	}
+	w.network, err = egress.New(egress.Config{
+		Dir: filepath.Join(w.cfg.Data, "networks"), Logger: w.log, DenyCIDRs: denied, Exempt: exempt,
+		BlockHosts: w.cfg.Egress.BlockHosts, PoolSize: pooledNetworks, OnDecision: decisions,
+	})
+	if err != nil {
+		return fmt.Errorf("opening the network gateway: %w", err)
+	}
+	w.onClose(func() error { return w.network.Shutdown(context.Background()) })
+	return nil
+}
+
+func (w *wiring) openImages(context.Context) (err error) {
+	boxes := &control.Boxes{Engine: w.engine, Network: w.network, Limits: builderLimits(w.cfg.Limits.limits())}
+	if w.templates, err = w.cfg.templates(w.log, boxes.Open); err != nil {
+		return err
+	}
+	p := w.cfg.Packages
+	w.builder, err = image.NewBuilder(image.BuilderConfig{
+		LayersDir: filepath.Join(w.cfg.Data, "layers"), OpenBox: boxes.Open, MaxParallel: p.MaxParallel,
+		ManagerTimeout: time.Duration(p.ManagerTimeout), MaxAge: time.Duration(p.MaxAge), Logger: w.log,
+	})
+	if err != nil {
+		return fmt.Errorf("opening the layer store: %w", err)
+	}
+	w.onClose(func() error { w.builder.Close(); return nil })
+	return nil
+}
+
+// openControl joins the parts, brings world and store together, and makes the
+// first key.
+func (w *wiring) openControl(ctx context.Context) error {
+	builds := control.NewBuilds(control.BuildsConfig{Store: w.store, Templates: w.templates, Builder: w.builder, Logger: w.log})
+	w.sandboxes = control.NewSandboxes(control.SandboxesConfig{
+		Store: w.store, Engine: w.engine, Network: w.network, Builds: builds, Limits: w.cfg.Limits.limits(), Logger: w.log,
+	})
+	w.onClose(func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		return errors.Join(builds.Shutdown(ctx), w.sandboxes.Shutdown(ctx))
+	})
+	if err := w.sandboxes.Reconcile(ctx); err != nil {
+		// What could not be removed stays; it hinders nothing that is new.
+		w.log.ErrorContext(ctx, "reconciling left something behind", "error", err)
+	}
+	w.service = control.New(control.Config{Store: w.store, Logger: w.log, Templates: w.templates, Runtime: w.sandboxes})
+	if err := registerGauges(w.metrics, w.sandboxes, builds); err != nil {
+		return err
+	}
+	return w.firstKey(ctx)
+}
+
+// firstKey makes the default workspace and leaves its key in the data directory.
+func (w *wiring) firstKey(ctx context.Context) error {
+	_, secret, err := w.service.EnsureDefault(ctx, w.cfg.APIKey)
+	if err != nil {
+		return fmt.Errorf("making the default workspace: %w", err)
+	}
+	if secret == "" {
+		return nil
+	}
+	file := filepath.Join(w.cfg.Data, defaultKeyFile)
+	if err := os.WriteFile(file, []byte(secret+"\n"), 0o600); err != nil {
+		return fmt.Errorf("leaving the first API key: %w", err)
+	}
+	w.log.InfoContext(ctx, "first start: made the default workspace and a key", "key_file", file)
+	return nil
+}
+
+// serve answers requests until ctx ends, then finishes those under way.
+func (w *wiring) serve(ctx context.Context, ready func(url string)) error {
+	handler, err := httpapi.New(httpapi.Config{Service: w.service, Sandboxes: w.sandboxes, Logger: w.log, Metrics: w.metrics})
+	if err != nil {
+		return fmt.Errorf("making the HTTP handler: %w", err)
+	}
+	listener, err := net.Listen("tcp", w.cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("listening: %w", err)
+	}
+	// Streams watch their request's context, which ends when the server does.
+	requests, endRequests := context.WithCancel(context.WithoutCancel(ctx))
+	defer endRequests()
+	server := &http.Server{
+		Handler: handler, ReadHeaderTimeout: 30 * time.Second, IdleTimeout: 3 * time.Minute,
+		BaseContext: func(net.Listener) context.Context { return requests },
+		ErrorLog:    slog.NewLogLogger(w.log.Handler(), slog.LevelDebug),
+	}
+	failed := make(chan error, 2)
+	adminDone := make(chan struct{})
+	go func() { failed <- server.Serve(listener) }()
+	go func() {
+		defer close(adminDone)
+		if err := serveAdmin(requests, w.cfg.Data, w.service); err != nil {
+			failed <- err
+		}
+	}()
+	url := "http://" + listener.Addr().String()
+	w.log.InfoContext(ctx, "ready", "url", url)
+	ready(url)
+	select {
+	case err = <-failed:
+	case <-ctx.Done():
+		w.log.Info("stopping")
+	}
+	patience, cancel := context.WithTimeout(context.Background(), shutdownPatience)
+	defer cancel()
+	timer := time.AfterFunc(shutdownPatience/2, endRequests)
+	defer timer.Stop()
+	err = errors.Join(ignoreClosed(err), ignoreClosed(server.Shutdown(patience)))
+	endRequests()
+	<-adminDone
+	return err
+}
+
+// ignoreClosed drops what an orderly end reports.
+func ignoreClosed(err error) error {
+	if errors.Is(err, http.ErrServerClosed) || errors.Is(err, context.DeadlineExceeded) {
+		return nil
+	}
+	return err
+}
+
+// limits are the configured limits as the engine takes them.
+func (l LimitsConfig) limits() sandbox.Limits {
+	return sandbox.Limits{MemoryBytes: int64(l.Memory), CPUs: l.CPUs, Processes: l.Processes, DiskBytes: int64(l.Disk)}
+}

@@ -1,0 +1,238 @@
+package gvisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/sentry/control"
+	"gvisor.dev/gvisor/runsc/container"
+	gvsandbox "gvisor.dev/gvisor/runsc/sandbox"
+
+	"github.com/atoll-run/atoll/internal/sandbox"
+)
+
+// minFreeMemory is what the host must have available for another sandbox.
+const minFreeMemory = 128 << 20
+
+// tmpMark is the file in /tmp that keeps gVisor from covering an empty /tmp
+// with memory; the guest removes it when it starts.
+const tmpMark = "/tmp/.atoll-start"
+
+// Create makes a sandbox and starts it.
+func (e *Engine) Create(ctx context.Context, spec sandbox.Spec) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	spec, err := e.complete(spec)
+	if err != nil {
+		return fmt.Errorf("creating sandbox: %w", err)
+	}
+	unlock, err := e.lock(ctx, spec.ID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := e.room(); err != nil {
+		return err
+	}
+	p := e.place(spec.ID)
+	if err := os.Mkdir(p.dir, 0o700); err != nil {
+		if errors.Is(err, fs.ErrExist) {
+			return sandbox.ErrExists
+		}
+		return fmt.Errorf("creating sandbox: %w", err)
+	}
+	err = e.build(ctx, p, spec)
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		err = withLastWords(err, p)
+		if derr := e.destroy(context.WithoutCancel(ctx), spec.ID); derr != nil {
+			e.log.ErrorContext(ctx, "undoing a failed sandbox", "sandbox", spec.ID, "error", derr)
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return fmt.Errorf("creating sandbox: %w", err)
+	}
+	return nil
+}
+
+// withLastWords adds to err what gVisor's processes left behind when they could
+// not start. Nothing of a sandbox's own is in it: no program has run yet.
+func withLastWords(err error, p place) error {
+	for _, path := range []string{filepath.Join(p.bundle(), launchErrorFile), p.panicLog()} {
+		if text, rerr := os.ReadFile(path); rerr == nil && len(text) > 0 {
+			err = fmt.Errorf("%w (%.500q)", err, text)
+		}
+	}
+	return err
+}
+
+// complete checks a spec and fills in its defaults.
+func (e *Engine) complete(s sandbox.Spec) (sandbox.Spec, error) {
+	if err := checkID(s.ID); err != nil {
+		return s, err
+	}
+	if len(s.Layers) == 0 {
+		return s, errors.New("no layers given")
+	}
+	s.Limits = withDefaults(s.Limits, e.config.DefaultLimits)
+	if s.Limits.MemoryBytes < 0 || s.Limits.CPUs < 0.01 || s.Limits.Processes < 2 || s.Limits.DiskBytes < 16<<20 {
+		return s, fmt.Errorf("limits %+v are too small to run", s.Limits)
+	}
+	s.Limits.DiskBytes = (s.Limits.DiskBytes + 4095) &^ 4095
+	if s.Hostname == "" {
+		s.Hostname = "sandbox"
+	}
+	if s.Dir == "" {
+		s.Dir = "/"
+	}
+	for _, dir := range append([]string{s.Dir}, s.Dirs...) {
+		if !filepath.IsAbs(dir) {
+			return s, fmt.Errorf("directory %q is not absolute", dir)
+		}
+	}
+	return s, nil
+}
+
+// room answers ErrCapacity when the host has none.
+func (e *Engine) room() error {
+	var disk unix.Statfs_t
+	if err := unix.Statfs(e.config.Dir, &disk); err != nil {
+		return fmt.Errorf("creating sandbox: %w", err)
+	}
+	if free := int64(disk.Bavail) * disk.Bsize; free < e.config.MinFreeBytes {
+		return fmt.Errorf("%d MiB of disk left: %w", free>>20, sandbox.ErrCapacity)
+	}
+	data, _ := os.ReadFile("/proc/meminfo")
+	for line := range strings.Lines(string(data)) {
+		fields := strings.Fields(line)
+		if len(fields) > 1 && fields[0] == "MemAvailable:" {
+			if kib, err := strconv.ParseInt(fields[1], 10, 64); err == nil && kib<<10 < minFreeMemory {
+				return fmt.Errorf("%d MiB of memory left: %w", kib>>10, sandbox.ErrCapacity)
+			}
+		}
+	}
+	return nil
+}
+
+// build makes all parts of a sandbox in its empty directory. On error the
+// caller destroys what there is.
+func (e *Engine) build(ctx context.Context, p place, s sandbox.Spec) error {
+	m := meta{Labels: s.Labels, CreatedAt: time.Now().UTC(), Env: s.Env, Dir: s.Dir, Network: s.NetNS != ""}
+	if err := writeJSON(p.meta(), m); err != nil {
+		return err
+	}
+	for _, dir := range []string{p.disk(), p.root(), p.bundle(), p.run} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	if err := e.disks.create(ctx, s.Limits.DiskBytes, p.image(), p.disk()); err != nil {
+		return err
+	}
+	if err := errors.Join(os.Mkdir(p.upper(), 0o755), os.Mkdir(p.work(), 0o700), os.Chmod(p.upper(), 0o755)); err != nil {
+		return err
+	}
+	if err := mountOverlay(p.root(), s.Layers, p.upper(), p.work()); err != nil {
+		return err
+	}
+	if err := fill(p.root(), s); err != nil {
+		return err
+	}
+	if err := e.cgroups.create(s.ID, s.Limits); err != nil {
+		return err
+	}
+	cpus := min(max(2, int(math.Ceil(s.Limits.CPUs))), runtime.NumCPU())
+	l := launch{CgroupProcs: e.cgroups.procs(s.ID), MemoryBytes: s.Limits.MemoryBytes, CPUs: cpus}
+	if err := writeJSON(filepath.Join(p.bundle(), launchFile), l); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return e.start(p, s, m)
+}
+
+// fill puts the spec's directories and files over the layers.
+func fill(root string, s sandbox.Spec) error {
+	place, err := openPlacer(root)
+	if err != nil {
+		return err
+	}
+	defer place.close()
+	for _, dir := range append([]string{s.Dir}, s.Dirs...) {
+		if err := place.mkdir(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	for name, content := range s.Files {
+		if err := place.write(name, content, 0o644); err != nil {
+			return err
+		}
+	}
+	if err := place.mkdir("/tmp", 0o1777); err != nil {
+		return err
+	}
+	return place.write(tmpMark, nil, 0o600)
+}
+
+// start runs gVisor with the guest in it and limits its processes.
+func (e *Engine) start(p place, s sandbox.Spec, m meta) error {
+	conf, err := e.gvisorConfig(p, m.Network)
+	if err != nil {
+		return err
+	}
+	spec := ociSpec(p, s)
+	if err := writeJSON(filepath.Join(p.bundle(), "config.json"), spec); err != nil {
+		return err
+	}
+	c, err := container.New(conf, container.Args{ID: containerID, Spec: spec, BundleDir: p.bundle(), ExecFile: e.guest})
+	if err != nil {
+		return fmt.Errorf("starting gvisor: %w", err)
+	}
+	e.reaper.add(c.GoferPid.Load(), c.Sandbox.Getpid())
+	b := &box{meta: m, conf: conf, sandbox: c.Sandbox}
+	if err := c.Start(conf); err != nil {
+		return fmt.Errorf("starting gvisor: %w", err)
+	}
+	if err := limitInside(b.sandbox, s.Limits); err != nil {
+		return fmt.Errorf("limiting processes: %w", err)
+	}
+	if err := os.WriteFile(p.ready(), nil, 0o600); err != nil {
+		return err
+	}
+	e.keep(s.ID, b)
+	return nil
+}
+
+// limitInside sets the limits that gVisor's own kernel holds. The guest is one
+// of the processes that count, and is not the user's. memory.max is there for
+// programs that size themselves by it; the host's cgroup enforces it.
+func limitInside(s *gvsandbox.Sandbox, l sandbox.Limits) error {
+	for name, value := range map[string]string{
+		"pids.max":   strconv.Itoa(l.Processes + guestThreads),
+		"memory.max": strconv.FormatInt(l.MemoryBytes, 10),
+	} {
+		file := control.CgroupControlFile{Controller: "pids", Path: "/" + containerID, Name: name}
+		if err := s.CgroupsWriteControlFile(file, value); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// guestThreads is what the guest's first process itself takes of the limit.
+const guestThreads = 6

@@ -1,0 +1,165 @@
+package gvisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// disks makes the private writable disks of sandboxes: a sparse ext4 image each,
+// because its size is then a limit that no kernel needs quota support for. The
+// empty file system is made once per size and cloned.
+type disks struct {
+	dir string // of the blank images
+
+	mu sync.Mutex // one mkfs at a time
+}
+
+// create clones a blank image of the size to path and mounts it on dir.
+func (d *disks) create(ctx context.Context, size int64, path, dir string) error {
+	blank, err := d.blank(ctx, size)
+	if err != nil {
+		return err
+	}
+	if err := clone(path, blank, size); err != nil {
+		return fmt.Errorf("cloning disk: %w", err)
+	}
+	if err := mountLoop(path, dir); err != nil {
+		return fmt.Errorf("mounting disk: %w", err)
+	}
+	return nil
+}
+
+// blank returns the path of an empty file system of the size. No journal: what
+// a host crash could damage does not outlive the crash anyway.
+func (d *disks) blank(ctx context.Context, size int64) (string, error) {
+	path := filepath.Join(d.dir, strconv.FormatInt(size, 10)+".ext4")
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
+	temp, err := os.CreateTemp(d.dir, "mkfs-*")
+	if err != nil {
+		return "", fmt.Errorf("making disk: %w", err)
+	}
+	defer os.Remove(temp.Name())
+	if err := errors.Join(temp.Truncate(size), temp.Close()); err != nil {
+		return "", fmt.Errorf("making disk: %w", err)
+	}
+	// One inode per 8 KiB: trees of small files (package managers) run out of
+	// the usual number before they run out of space.
+	out, err := exec.CommandContext(ctx, "mkfs.ext4", "-q", "-F", "-m", "0", "-b", "4096", "-i", "8192", "-O", "^has_journal",
+		"-E", "lazy_itable_init=1,nodiscard,root_owner=0:0", temp.Name()).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("making disk: mkfs.ext4: %w: %.200s", err, out)
+	}
+	if err := os.Rename(temp.Name(), path); err != nil {
+		return "", fmt.Errorf("making disk: %w", err)
+	}
+	return path, nil
+}
+
+// clone copies a sparse file: by reference where the file system can, else only
+// the parts that hold data.
+func clone(to, from string, size int64) error {
+	src, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	dst, err := os.OpenFile(to, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer dst.Close()
+	if unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())) == nil {
+		return nil
+	}
+	if err := dst.Truncate(size); err != nil {
+		return err
+	}
+	for offset := int64(0); offset < size; {
+		start, err := unix.Seek(int(src.Fd()), offset, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return nil // only a hole is left
+		}
+		if err != nil {
+			return err
+		}
+		end, err := unix.Seek(int(src.Fd()), start, unix.SEEK_HOLE)
+		if err != nil {
+			return err
+		}
+		for in, out := start, start; in < end; {
+			n, err := unix.CopyFileRange(int(src.Fd()), &in, int(dst.Fd()), &out, int(end-in), 0)
+			if err != nil {
+				return err
+			}
+			if n == 0 {
+				return errors.New("blank image became shorter")
+			}
+		}
+		offset = end
+	}
+	return nil
+}
+
+// mountLoop mounts the image on dir. The loop device belongs to the mount: it
+// goes with it, also when this process is killed half-way.
+func mountLoop(image, dir string) error {
+	file, err := os.OpenFile(image, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	loop, err := attachLoop(file)
+	if err != nil {
+		return err
+	}
+	defer loop.Close()
+	return unix.Mount(loop.Name(), dir, "ext4", unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOATIME, "noinit_itable")
+}
+
+// attachLoop finds a free loop device and binds it to file. Others on the host
+// look for one at the same time, hence the repeats.
+func attachLoop(file *os.File) (*os.File, error) {
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer control.Close()
+	config := unix.LoopConfig{Fd: uint32(file.Fd()), Size: 4096}
+	config.Info.Flags = unix.LO_FLAGS_AUTOCLEAR | unix.LO_FLAGS_DIRECT_IO
+	copy(config.Info.File_name[:len(config.Info.File_name)-1], file.Name())
+	for range 200 {
+		number, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			return nil, fmt.Errorf("finding a loop device: %w", err)
+		}
+		loop, err := os.OpenFile("/dev/loop"+strconv.Itoa(number), os.O_RDWR, 0)
+		if err != nil {
+			return nil, err
+		}
+		err = unix.IoctlLoopConfigure(int(loop.Fd()), &config)
+		if errors.Is(err, unix.EINVAL) && config.Info.Flags&unix.LO_FLAGS_DIRECT_IO != 0 {
+			config.Info.Flags &^= unix.LO_FLAGS_DIRECT_IO // the host's file system cannot
+			err = unix.IoctlLoopConfigure(int(loop.Fd()), &config)
+		}
+		if err == nil {
+			return loop, nil
+		}
+		loop.Close()
+		if !errors.Is(err, unix.EBUSY) {
+			return nil, fmt.Errorf("binding loop device %d: %w", number, err)
+		}
+	}
+	return nil, errors.New("no free loop device")
+}

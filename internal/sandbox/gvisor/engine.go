@@ -1,0 +1,216 @@
+// Package gvisor runs sandboxes with gVisor inside this process: it is
+// [sandbox.Engine] and [sandbox.Files] on one Linux host.
+//
+// A sandbox is a directory below Config.Dir, a cgroup, two mounts (an ext4 disk
+// of its own, and an overlay of the layers and that disk) and two processes
+// (gVisor's kernel and its file helper), which this program becomes when gVisor
+// executes it anew: see [MaybeRun]. None of these is bound to the life of the
+// server. When the server dies, sandboxes run on, and an engine that opens the
+// same directory lists them and can use them at once; what a server left half
+// made is listed as stopped and waits for Destroy. The engine keeps no truth in
+// memory but what it can read again.
+package gvisor
+
+import (
+	"context"
+	"crypto/sha256"
+	"debug/elf"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sys/unix"
+	gvlog "gvisor.dev/gvisor/pkg/log"
+	"gvisor.dev/gvisor/runsc/specutils"
+
+	"github.com/atoll-run/atoll/internal/sandbox"
+)
+
+// Config says where an engine keeps its sandboxes and what they may use.
+type Config struct {
+	// Dir holds all state. Required. Two engines with different directories
+	// never touch each other's sandboxes.
+	Dir string
+	// RunDir holds control sockets; its path must be short (at most 28 bytes).
+	// Empty means a directory below /run named after Dir.
+	RunDir string
+	// Logger receives what the engine has to say. Nil discards.
+	Logger *slog.Logger
+	// DefaultLimits apply where a Spec says zero. Zero here means 2 GiB of
+	// memory, all processors of the host, 1024 processes, 10 GiB of disk.
+	DefaultLimits sandbox.Limits
+	// MinFreeBytes is what Create leaves free on the host's disk; below it
+	// Create answers ErrCapacity. Zero means 1 GiB, negative means nothing.
+	MinFreeBytes int64
+	// CgroupParent begins the name of the engine's cgroup. Empty means "atoll".
+	CgroupParent string
+	// Debug writes gVisor's log of each sandbox into its directory. It is big.
+	Debug bool
+}
+
+// Engine is a [sandbox.Engine] and [sandbox.Files].
+type Engine struct {
+	config  Config
+	log     *slog.Logger
+	cgroups cgroups
+	disks   disks
+	guest   *os.File // the guest program; sandboxes execute this descriptor
+	reaper  *reaper
+
+	mu    sync.Mutex
+	locks map[string]*idLock // sandbox id → who changes it; present while in use
+	boxes map[string]*box    // sandbox id → running sandbox, as far as already used
+}
+
+var (
+	_ sandbox.Engine = (*Engine)(nil)
+	_ sandbox.Files  = (*Engine)(nil)
+)
+
+// New opens the engine on its directory, which it makes if needed. It needs
+// root. Sandboxes that are there already are left as they are.
+func New(config Config) (*Engine, error) {
+	if config.Dir == "" {
+		return nil, errors.New("opening sandbox engine: no directory given")
+	}
+	if os.Geteuid() != 0 {
+		return nil, errors.New("opening sandbox engine: must be root to make mounts and namespaces")
+	}
+	if err := checkStatic(); err != nil {
+		return nil, fmt.Errorf("opening sandbox engine: %w", err)
+	}
+	dir, err := filepath.Abs(config.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("opening sandbox engine: %w", err)
+	}
+	config.Dir = dir
+	for _, sub := range []string{dir, filepath.Join(dir, "sandboxes"), filepath.Join(dir, "blank")} {
+		if err := os.MkdirAll(sub, 0o700); err != nil {
+			return nil, fmt.Errorf("opening sandbox engine: %w", err)
+		}
+	}
+	if config.Dir, err = filepath.EvalSymlinks(dir); err != nil {
+		return nil, fmt.Errorf("opening sandbox engine: %w", err)
+	}
+	name := nameOf(config.Dir)
+	if config.RunDir == "" {
+		config.RunDir = "/run/atoll-" + name
+	}
+	if len(config.RunDir) > 28 {
+		return nil, fmt.Errorf("opening sandbox engine: run directory %q is longer than 28 bytes, too long for sockets", config.RunDir)
+	}
+	if err := os.MkdirAll(config.RunDir, 0o700); err != nil {
+		return nil, fmt.Errorf("opening sandbox engine: %w", err)
+	}
+	if config.Logger == nil {
+		config.Logger = slog.New(slog.DiscardHandler)
+	}
+	if config.CgroupParent == "" {
+		config.CgroupParent = "atoll"
+	}
+	if config.MinFreeBytes == 0 {
+		config.MinFreeBytes = 1 << 30
+	}
+	config.DefaultLimits = withDefaults(config.DefaultLimits, sandbox.Limits{
+		MemoryBytes: 2 << 30, CPUs: float64(runtime.NumCPU()), Processes: 1024, DiskBytes: 10 << 30,
+	})
+	cg, err := findCgroups(config.CgroupParent + "-" + name)
+	if err != nil {
+		return nil, fmt.Errorf("opening sandbox engine: %w", err)
+	}
+	guest, err := openGuest(config.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("opening sandbox engine: %w", err)
+	}
+	gvlog.SetTarget(discardLog) // gVisor's library would write to standard error
+	return &Engine{
+		config: config, log: config.Logger, cgroups: cg, guest: guest, reaper: newReaper(),
+		disks: disks{dir: filepath.Join(config.Dir, "blank")},
+		locks: map[string]*idLock{}, boxes: map[string]*box{},
+	}, nil
+}
+
+// checkStatic refuses a program that needs a dynamic loader: gVisor executes it
+// inside an empty root, where there is none, and fails there with "no such file".
+func checkStatic() error {
+	program, err := elf.Open("/proc/self/exe")
+	if err != nil {
+		return err
+	}
+	defer program.Close()
+	for _, part := range program.Progs {
+		if part.Type == elf.PT_INTERP {
+			return errors.New("this binary is linked dynamically: build it with CGO_ENABLED=0")
+		}
+	}
+	return nil
+}
+
+// Close lets go of the engine; sandboxes go on. No method may run or follow.
+func (e *Engine) Close() error {
+	e.reaper.close()
+	specutils.UnmountNullNetNS(e.config.RunDir) // a namespace that sandboxes joined needs no name
+	_ = os.Remove(filepath.Join(e.config.RunDir, specutils.NullNetNSFilename))
+	_ = unix.Rmdir(e.config.RunDir) // both stay while sandboxes are in them
+	e.cgroups.close()
+	return e.guest.Close()
+}
+
+// nameOf is a short name for a directory, for what lives outside of it.
+func nameOf(dir string) string {
+	sum := sha256.Sum256([]byte(dir))
+	return hex.EncodeToString(sum[:5])
+}
+
+func withDefaults(l, defaults sandbox.Limits) sandbox.Limits {
+	if l.MemoryBytes == 0 {
+		l.MemoryBytes = defaults.MemoryBytes
+	}
+	if l.CPUs == 0 {
+		l.CPUs = defaults.CPUs
+	}
+	if l.Processes == 0 {
+		l.Processes = defaults.Processes
+	}
+	if l.DiskBytes == 0 {
+		l.DiskBytes = defaults.DiskBytes
+	}
+	return l
+}
+
+// idLock lets one goroutine at a time make or unmake a sandbox.
+type idLock struct {
+	turn  chan struct{} // holds one token
+	users int           // guarded by Engine.mu
+}
+
+// lock waits for the right to make or unmake a sandbox.
+func (e *Engine) lock(ctx context.Context, id string) (unlock func(), err error) {
+	e.mu.Lock()
+	l := e.locks[id]
+	if l == nil {
+		l = &idLock{turn: make(chan struct{}, 1)}
+		e.locks[id] = l
+	}
+	l.users++
+	e.mu.Unlock()
+	leave := func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if l.users--; l.users == 0 {
+			delete(e.locks, id)
+		}
+	}
+	select {
+	case l.turn <- struct{}{}:
+		return func() { <-l.turn; leave() }, nil
+	case <-ctx.Done():
+		leave()
+		return nil, ctx.Err()
+	}
+}

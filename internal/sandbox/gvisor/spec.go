@@ -1,0 +1,102 @@
+package gvisor
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"gvisor.dev/gvisor/runsc/config"
+	"gvisor.dev/gvisor/runsc/flag"
+
+	"github.com/atoll-run/atoll/internal/sandbox"
+)
+
+// capabilities are what root has inside: the usual set of containers without
+// raw sockets. None of it reaches outside of gVisor.
+var capabilities = []string{
+	"CAP_AUDIT_WRITE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_MKNOD",
+	"CAP_NET_BIND_SERVICE", "CAP_SETFCAP", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_CHROOT",
+}
+
+const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// gvisorConfig is the configuration of one sandbox's gVisor.
+func (e *Engine) gvisorConfig(p place, network bool) (*config.Config, error) {
+	flags := flag.NewFlagSet("atoll", flag.ContinueOnError)
+	config.RegisterFlags(flags)
+	settings := map[string]string{
+		"root":              p.run,
+		"shared-root":       e.config.RunDir,
+		"network":           "none",
+		"overlay2":          "none", // writes must reach the private directory on the host
+		"ignore-cgroups":    "true", // ours: gVisor's would move the server's own threads on cgroup v1
+		"in-sandbox-cgroup": "v2",   // carries the limit on processes
+		"host-settings":     "ignore",
+		"panic-log":         p.panicLog(),
+	}
+	if network {
+		settings["network"] = "sandbox"
+	}
+	if e.config.Debug {
+		settings["debug"] = "true"
+		settings["debug-log"] = filepath.Join(p.dir, "gvisor-%COMMAND%.log")
+	}
+	for name, value := range settings {
+		if err := flags.Set(name, value); err != nil {
+			return nil, fmt.Errorf("configuring gvisor: %s: %w", name, err)
+		}
+	}
+	conf, err := config.NewFromFlags(flags)
+	if err != nil {
+		return nil, fmt.Errorf("configuring gvisor: %w", err)
+	}
+	return conf, nil
+}
+
+// ociSpec describes the sandbox to gVisor. Its one process is the guest.
+func ociSpec(p place, s sandbox.Spec) *specs.Spec {
+	namespaces := []specs.LinuxNamespace{
+		{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
+		{Type: specs.CgroupNamespace}, // its root holds the process limit, not writable from inside
+	}
+	if s.NetNS != "" {
+		namespaces = append(namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: s.NetNS})
+	}
+	// Memory files count as memory. Half of it keeps a full /dev/shm an ENOSPC
+	// instead of the end of the sandbox.
+	shm := "size=" + strconv.FormatInt(s.Limits.MemoryBytes/2, 10)
+	return &specs.Spec{
+		Version:  specs.Version,
+		Hostname: s.Hostname,
+		Root:     &specs.Root{Path: p.root()},
+		Process: &specs.Process{
+			Args: []string{"atoll-guest", "init"},
+			Env:  []string{defaultPath, "GOMAXPROCS=1"},
+			Cwd:  "/",
+			Capabilities: &specs.LinuxCapabilities{
+				Bounding: capabilities, Effective: capabilities, Permitted: capabilities,
+			},
+		},
+		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc"},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs"},
+			{Destination: "/dev/pts", Type: "devpts", Source: "devpts"},
+			{Destination: "/dev/shm", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "nodev", "mode=1777", shm}},
+			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
+			{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
+		},
+		Linux: &specs.Linux{Namespaces: namespaces},
+	}
+}
+
+// writeJSON writes v to a file of the sandbox's directory.
+func writeJSON(path string, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, data, 0o600)
+}

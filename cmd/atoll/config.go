@@ -1,0 +1,302 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/atoll-run/atoll/internal/egress"
+	"github.com/atoll-run/atoll/internal/image"
+)
+
+// Config is everything that an operator can set. The first group comes from
+// flags and variables, the rest from the configuration file. docs/configuration.md
+// describes each field, and a test holds the two together.
+type Config struct {
+	// Listen is the address of the HTTP server, "127.0.0.1:8400" by default.
+	Listen string `yaml:"-"`
+	// Data is the directory of the database, package layers and sessions.
+	Data string `yaml:"-"`
+	// Cache is the directory of template images and download caches.
+	Cache string `yaml:"-"`
+	// APIKey, when set, is accepted as a key of the default workspace.
+	APIKey string `yaml:"-"`
+	// LogLevel is debug, info, warn or error.
+	LogLevel string `yaml:"-"`
+	// LogFormat is text or json; empty means text on a terminal, json otherwise.
+	LogFormat string `yaml:"-"`
+
+	// Templates are added to the built-in ones; one of the same name replaces it.
+	Templates []image.Declaration `yaml:"templates"`
+	// Registries maps a template, or "*" for all, to package managers, to the
+	// hosts ("host" or "host:port") that their installs reach. They replace
+	// what was learned; a host that begins with "+" is added to it.
+	Registries map[string]map[string][]string `yaml:"registries"`
+	// CAFile is a PEM bundle with the authorities that go into templates;
+	// empty means the host's own extra ones.
+	CAFile string `yaml:"ca_file"`
+	// Egress adjusts what sandboxes can reach.
+	Egress EgressConfig `yaml:"egress"`
+	// Limits of each session's sandbox.
+	Limits LimitsConfig `yaml:"limits"`
+	// Packages says how package layers are built.
+	Packages PackagesConfig `yaml:"packages"`
+}
+
+// EgressConfig adjusts what sandboxes can reach.
+type EgressConfig struct {
+	// Exempt lets named hosts be at addresses that are not public.
+	Exempt []ExemptConfig `yaml:"exempt"`
+	// DenyCIDRs are refused in every mode, besides what is not public.
+	DenyCIDRs []string `yaml:"deny_cidrs"`
+	// BlockHosts are names, or "*." wildcards, refused in every mode.
+	BlockHosts []string `yaml:"block_hosts"`
+}
+
+// ExemptConfig is one host that may be at an address that is not public. All
+// three parts must fit.
+type ExemptConfig struct {
+	// Host is a host name, exactly.
+	Host string `yaml:"host"`
+	// CIDR is where it may be.
+	CIDR string `yaml:"cidr"`
+	// Ports on which it is reached; empty means 80 and 443.
+	Ports []int `yaml:"ports"`
+}
+
+// LimitsConfig bounds each session's sandbox. Zero means the engine's default.
+type LimitsConfig struct {
+	// Memory of all processes and in-memory files together.
+	Memory Bytes `yaml:"memory"`
+	// CPUs is processor time per wall time.
+	CPUs float64 `yaml:"cpus"`
+	// Processes and threads in the sandbox.
+	Processes int `yaml:"processes"`
+	// Disk is the size of the private writable directory.
+	Disk Bytes `yaml:"disk"`
+}
+
+// PackagesConfig says how package layers are built. Zero means the default.
+type PackagesConfig struct {
+	// ManagerTimeout bounds one manager's install.
+	ManagerTimeout Duration `yaml:"manager_timeout"`
+	// MaxAge is how long a layer with unpinned packages is used for new builds.
+	MaxAge Duration `yaml:"max_age"`
+	// MaxParallel bounds the builds that run at the same time.
+	MaxParallel int `yaml:"max_parallel"`
+}
+
+// Bytes is a size. In YAML: a number of bytes, or a number with KiB, MiB, GiB
+// or TiB.
+type Bytes int64
+
+// UnmarshalYAML reads a size.
+func (b *Bytes) UnmarshalYAML(node *yaml.Node) error {
+	text := strings.TrimSpace(node.Value)
+	number, shift := text, 0
+	for i, unit := range []string{"KiB", "MiB", "GiB", "TiB"} {
+		if rest, ok := strings.CutSuffix(text, unit); ok {
+			number, shift = strings.TrimSpace(rest), 10*(i+1)
+		}
+	}
+	n, err := strconv.ParseInt(number, 10, 64)
+	if err != nil || node.Kind != yaml.ScalarNode || n < 0 || n > (1<<62)>>shift {
+		return fmt.Errorf("line %d: %q is not a size: a number of bytes, or a number with KiB, MiB, GiB or TiB", node.Line, node.Value)
+	}
+	*b = Bytes(n << shift)
+	return nil
+}
+
+// Duration is a time span. In YAML: "90s", "10m", "24h".
+type Duration time.Duration
+
+// UnmarshalYAML reads a time span.
+func (d *Duration) UnmarshalYAML(node *yaml.Node) error {
+	span, err := time.ParseDuration(node.Value)
+	if err != nil || span < 0 {
+		return fmt.Errorf("line %d: %q is not a time span like 90s, 10m or 24h", node.Line, node.Value)
+	}
+	*d = Duration(span)
+	return nil
+}
+
+// readFile fills the structured part from a YAML file. Unknown fields and
+// wrong types are errors, all of them at once.
+func (c *Config) readFile(path string) error {
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("reading the configuration: %w", err)
+	}
+	return c.parse(path, content)
+}
+
+func (c *Config) parse(path string, content []byte) error {
+	dec := yaml.NewDecoder(bytes.NewReader(content))
+	dec.KnownFields(true)
+	switch err := dec.Decode(c); {
+	case errors.Is(err, io.EOF): // an empty file sets nothing
+		return nil
+	case err != nil:
+		if all, ok := errors.AsType[*yaml.TypeError](err); ok {
+			var errs []error
+			for _, e := range all.Errors {
+				errs = append(errs, fmt.Errorf("%s: %s", path, e))
+			}
+			return errors.Join(errs...)
+		}
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if err := dec.Decode(new(any)); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("%s: more than one document", path)
+	}
+	return nil
+}
+
+// validate tells everything that is wrong with the configuration, joined.
+func (c *Config) validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if _, port, err := net.SplitHostPort(c.Listen); err != nil {
+		bad("listen: %q is not an address like 127.0.0.1:8400", c.Listen)
+	} else if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
+		bad("listen: %q is not a port", port)
+	}
+	if c.Data == "" || c.Cache == "" {
+		bad("data and cache: both directories are needed")
+	} else if within(c.Data, c.Cache) || c.Data == c.Cache {
+		bad("data: %s must not be inside the cache directory %s, which may be deleted while nothing runs", c.Data, c.Cache)
+	}
+	if c.APIKey != "" && (len(c.APIKey) < 8 || strings.ContainsAny(c.APIKey, " \t\r\n")) {
+		bad("ATOLL_API_KEY: at least 8 characters, no white space")
+	}
+	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.LogLevel) {
+		bad("log-level: %q is not debug, info, warn or error", c.LogLevel)
+	}
+	if !slices.Contains([]string{"", "text", "json"}, c.LogFormat) {
+		bad("log-format: %q is not text or json", c.LogFormat)
+	}
+	_, err := c.templates(nil, nil)
+	errs = append(errs, err, c.Egress.validate(), c.Limits.validate())
+	if c.Packages.MaxParallel < 0 {
+		bad("packages.max_parallel: %d is negative", c.Packages.MaxParallel)
+	}
+	return errors.Join(errs...)
+}
+
+// within tells whether path is below dir; both are absolute and clean.
+func within(path, dir string) bool {
+	rel, err := filepath.Rel(dir, path)
+	return err == nil && rel != "." && rel != ".." && !strings.HasPrefix(rel, "../")
+}
+
+// templates returns what is declared, built-in ones included. It checks
+// declarations, registries and the authorities' file, and builds nothing.
+func (c *Config) templates(log *slog.Logger, open image.OpenBox) (*image.Templates, error) {
+	if c.CAFile != "" {
+		if _, err := image.ExtraAuthorities(c.CAFile); err != nil {
+			return nil, fmt.Errorf("ca_file: %w", err)
+		}
+	}
+	return image.NewTemplates(image.TemplatesConfig{
+		CacheDir: c.Cache, Declarations: c.Templates, RegistryOverrides: c.Registries, ExtraCAFile: c.CAFile,
+		Logger: log, OpenBox: open,
+	})
+}
+
+func (e *EgressConfig) validate() error {
+	var errs []error
+	if _, err := e.exemptions(); err != nil {
+		errs = append(errs, err)
+	}
+	if _, err := e.denied(); err != nil {
+		errs = append(errs, err)
+	}
+	for i, host := range e.BlockHosts {
+		if _, err := egress.ParseEntry(host); err != nil {
+			errs = append(errs, fmt.Errorf("egress.block_hosts[%d]: %w", i, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// exemptions returns the exemptions as the gateway takes them.
+func (e *EgressConfig) exemptions() ([]egress.Exemption, error) {
+	var out []egress.Exemption
+	var errs []error
+	for i, x := range e.Exempt {
+		bad := func(format string, args ...any) {
+			errs = append(errs, fmt.Errorf("egress.exempt[%d]: "+format, append([]any{i}, args...)...))
+		}
+		if _, err := egress.Canonical(x.Host); err != nil {
+			bad("host %q: %w", x.Host, err)
+		}
+		cidr, err := netip.ParsePrefix(x.CIDR)
+		if err != nil {
+			bad("cidr: %q is not a range like 10.1.2.0/24", x.CIDR)
+		}
+		for _, port := range x.Ports {
+			if port < 1 || port > 65535 {
+				bad("ports: %d is not a port", port)
+			}
+		}
+		out = append(out, egress.Exemption{Host: x.Host, CIDR: cidr, Ports: x.Ports})
+	}
+	return out, errors.Join(errs...)
+}
+
+// denied returns the ranges of DenyCIDRs.
+func (e *EgressConfig) denied() ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	var errs []error
+	for i, text := range e.DenyCIDRs {
+		cidr, err := netip.ParsePrefix(text)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("egress.deny_cidrs[%d]: %q is not a range like 203.0.113.0/24", i, text))
+			continue
+		}
+		out = append(out, cidr)
+	}
+	return out, errors.Join(errs...)
+}
+
+func (l *LimitsConfig) validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if l.Memory != 0 && l.Memory < 64<<20 {
+		bad("limits.memory: less than 64MiB cannot hold a sandbox")
+	}
+	if l.Disk != 0 && l.Disk < 16<<20 {
+		bad("limits.disk: less than 16MiB cannot hold a file system")
+	}
+	if l.CPUs < 0 || l.CPUs != l.CPUs {
+		bad("limits.cpus: %v is not a number of processors", l.CPUs)
+	}
+	if l.Processes < 0 {
+		bad("limits.processes: %d is negative", l.Processes)
+	}
+	return errors.Join(errs...)
+}
+
+// defaultData is where data goes when nothing is said: the system's place for
+// root, the user's otherwise.
+func defaultData(getenv func(string) string) string {
+	if os.Geteuid() == 0 {
+		return "/var/lib/atoll"
+	}
+	if dir := getenv("XDG_DATA_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "atoll")
+	}
+	return filepath.Join(getenv("HOME"), ".local/share/atoll")
+}

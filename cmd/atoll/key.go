@@ -1,0 +1,209 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"text/tabwriter"
+	"time"
+
+	"github.com/atoll-run/atoll/internal/control"
+	"github.com/atoll-run/atoll/internal/httpapi"
+	"github.com/atoll-run/atoll/internal/store"
+)
+
+// adminSocketFile is where a running server answers key management, in the
+// data directory, mode 0600.
+const adminSocketFile = "admin.sock"
+
+// databaseFile is the database in the data directory.
+const databaseFile = "atoll.db"
+
+type keyCmd struct {
+	Create keyCreateCmd `cmd:"" help:"Make an API key and print it; it is shown this once."`
+	List   keyListCmd   `cmd:"" help:"List API keys, revoked ones included."`
+	Revoke keyRevokeCmd `cmd:"" help:"Revoke an API key at once and for good."`
+}
+
+type keyFlags struct {
+	dataFlag
+	Workspace string `help:"Workspace, by name or id." default:"default" placeholder:"NAME"`
+}
+
+type keyCreateCmd struct {
+	keyFlags
+	SandBase bool   `name:"sandbase" help:"Make a key that speaks SandBase's error names (sk-sb-…)."`
+	Name     string `arg:"" help:"What the key is for."`
+}
+
+type keyListCmd struct{ keyFlags }
+
+type keyRevokeCmd struct {
+	keyFlags
+	ID string `arg:"" name:"id" help:"Id of the key, as atoll key list shows it."`
+}
+
+// Run makes a key and prints its secret alone, for $(…).
+func (c keyCreateCmd) Run(ctx context.Context, io *streams) error {
+	return c.manage(ctx, io, func(keys keyManager) error {
+		key, err := keys.create(ctx, httpapi.AdminCreate{Workspace: c.Workspace, Name: c.Name, SandBase: c.SandBase})
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(io.err, "%s made; the key is shown this once:\n", key.ID)
+		_, err = fmt.Fprintln(io.out, key.Secret)
+		return err
+	})
+}
+
+// Run prints a table of keys.
+func (c keyListCmd) Run(ctx context.Context, io *streams) error {
+	return c.manage(ctx, io, func(keys keyManager) error {
+		all, err := keys.list(ctx, c.Workspace)
+		if err != nil {
+			return err
+		}
+		table := tabwriter.NewWriter(io.out, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(table, "ID\tNAME\tKEY\tCREATED\tREVOKED")
+		for _, key := range all {
+			revoked := "-"
+			if key.RevokedAt != nil {
+				revoked = key.RevokedAt.UTC().Format(time.RFC3339)
+			}
+			fmt.Fprintf(table, "%s\t%s\t…%s\t%s\t%s\n", key.ID, key.Name, key.Hint, key.CreatedAt.UTC().Format(time.RFC3339), revoked)
+		}
+		return table.Flush()
+	})
+}
+
+// Run revokes a key.
+func (c keyRevokeCmd) Run(ctx context.Context, io *streams) error {
+	return c.manage(ctx, io, func(keys keyManager) error { return keys.revoke(ctx, c.Workspace, c.ID) })
+}
+
+// keyManager is key management, through a running server or without one.
+type keyManager interface {
+	create(ctx context.Context, in httpapi.AdminCreate) (httpapi.AdminKey, error)
+	list(ctx context.Context, workspace string) ([]httpapi.AdminKey, error)
+	revoke(ctx context.Context, workspace, id string) error
+}
+
+// manage calls do with the running server's keys, or with the database's own
+// when no server runs.
+func (f keyFlags) manage(ctx context.Context, io *streams, do func(keyManager) error) error {
+	dir := f.dir(io)
+	socket := filepath.Join(dir, adminSocketFile)
+	if conn, err := (&net.Dialer{}).DialContext(ctx, "unix", socket); err == nil {
+		conn.Close()
+		return do(newSocketKeys(socket))
+	} else if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("asking the running server: %w", err)
+	}
+	path := filepath.Join(dir, databaseFile)
+	if _, err := os.Stat(path); err != nil {
+		return fmt.Errorf("no server has run in %s: %w", dir, err)
+	}
+	db, err := store.Open(ctx, store.Config{Path: path})
+	if errors.Is(err, store.ErrLocked) {
+		return fmt.Errorf("a server has the database and does not answer on %s; it may be starting or stopping, try again: %w", socket, err)
+	}
+	if err != nil {
+		return err
+	}
+	err = do(storeKeys{control.New(control.Config{Store: db, Logger: slog.New(slog.DiscardHandler)})})
+	return errors.Join(err, db.Close())
+}
+
+// storeKeys manages keys in a database that this process has opened.
+type storeKeys struct{ service httpapi.AdminKeys }
+
+func (s storeKeys) create(ctx context.Context, in httpapi.AdminCreate) (httpapi.AdminKey, error) {
+	return httpapi.AdminMake(ctx, s.service, in)
+}
+
+func (s storeKeys) list(ctx context.Context, workspace string) ([]httpapi.AdminKey, error) {
+	return httpapi.AdminList(ctx, s.service, workspace)
+}
+
+func (s storeKeys) revoke(ctx context.Context, workspace, id string) error {
+	return httpapi.AdminRevoke(ctx, s.service, workspace, id)
+}
+
+// socketKeys asks a running server.
+type socketKeys struct{ client *client }
+
+func newSocketKeys(socket string) socketKeys {
+	return socketKeys{&client{
+		base: &url.URL{Scheme: "http", Host: "admin"},
+		http: &http.Client{Transport: &http.Transport{
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+			},
+		}},
+	}}
+}
+
+func (s socketKeys) create(ctx context.Context, in httpapi.AdminCreate) (key httpapi.AdminKey, err error) {
+	res, err := s.client.send(ctx, http.MethodPost, "/keys", nil, in)
+	if err != nil {
+		return key, err
+	}
+	defer res.Body.Close()
+	return key, json.NewDecoder(res.Body).Decode(&key)
+}
+
+func (s socketKeys) list(ctx context.Context, workspace string) (keys []httpapi.AdminKey, err error) {
+	return keys, s.client.get(ctx, "/keys", url.Values{"workspace": {workspace}}, &keys)
+}
+
+func (s socketKeys) revoke(ctx context.Context, workspace, id string) error {
+	res, err := s.client.send(ctx, http.MethodPost, "/keys/"+url.PathEscape(id)+"/revoke", url.Values{"workspace": {workspace}}, nil)
+	if err != nil {
+		return err
+	}
+	return res.Body.Close()
+}
+
+// serveAdmin answers key management on the data directory's socket until ctx
+// ends. The caller holds the database's lock, so that a socket that is there
+// already is a dead server's.
+func serveAdmin(ctx context.Context, data string, keys httpapi.AdminKeys) error {
+	path := filepath.Join(data, adminSocketFile)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("removing the old admin socket: %w", err)
+	}
+	// Made where nobody else can look, and moved into place once its mode is set.
+	private, err := os.MkdirTemp(data, ".admin-")
+	if err != nil {
+		return fmt.Errorf("making the admin socket: %w", err)
+	}
+	defer os.RemoveAll(private)
+	made := filepath.Join(private, "s")
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: made, Net: "unix"})
+	if err != nil {
+		return fmt.Errorf("making the admin socket: %w", err)
+	}
+	listener.SetUnlinkOnClose(false)
+	if err := errors.Join(os.Chmod(made, 0o600), os.Rename(made, path)); err != nil {
+		return errors.Join(fmt.Errorf("making the admin socket: %w", err), listener.Close())
+	}
+	server := &http.Server{Handler: httpapi.Admin(keys), ReadHeaderTimeout: 10 * time.Second}
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() }) // its error is the listener's, closed
+	defer stop()
+	err = server.Serve(listener)
+	if removeErr := os.Remove(path); removeErr != nil && !errors.Is(removeErr, fs.ErrNotExist) {
+		return fmt.Errorf("removing the admin socket: %w", removeErr)
+	}
+	if ctx.Err() != nil && errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("serving key management: %w", err)
+}

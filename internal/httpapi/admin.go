@@ -1,0 +1,157 @@
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/atoll-run/atoll/internal/control"
+)
+
+// AdminKeys is what key management needs of the rules; *control.Service is one.
+type AdminKeys interface {
+	ListWorkspaces(ctx context.Context) ([]control.Workspace, error)
+	CreateKey(ctx context.Context, workspace, name string, kind control.KeyKind, sandbase bool) (secret string, key control.Key, err error)
+	ListKeys(ctx context.Context, workspace string) ([]control.Key, error)
+	RevokeKey(ctx context.Context, workspace, id string) error
+}
+
+// AdminKey is a key as the operator sees it. Secret is set once, in the reply
+// to its creation.
+type AdminKey struct {
+	ID        string     `json:"id"`
+	Name      string     `json:"name"`
+	Kind      string     `json:"kind"`
+	Hint      string     `json:"hint"`
+	CreatedAt time.Time  `json:"created_at"`
+	RevokedAt *time.Time `json:"revoked_at"`
+	Secret    string     `json:"secret,omitempty"`
+}
+
+// AdminCreate is the body of a key's creation.
+type AdminCreate struct {
+	Workspace string `json:"workspace"`
+	Name      string `json:"name"`
+	SandBase  bool   `json:"sandbase"`
+}
+
+// Admin answers key management for the operator's command line. It asks for no
+// credential and must only be served on a socket that the operator alone can
+// open. Workspaces are given by name or id.
+//
+//	GET  /keys?workspace=         lists keys, revoked ones included
+//	POST /keys                    makes one of an AdminCreate
+//	POST /keys/{id}/revoke        revokes one (?workspace=)
+func Admin(keys AdminKeys) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /keys", func(w http.ResponseWriter, r *http.Request) {
+		adminReply(w, func() (any, error) { return AdminList(r.Context(), keys, r.URL.Query().Get("workspace")) })
+	})
+	mux.HandleFunc("POST /keys", func(w http.ResponseWriter, r *http.Request) {
+		adminReply(w, func() (any, error) {
+			var in AdminCreate
+			dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, 64<<10))
+			dec.DisallowUnknownFields()
+			if err := dec.Decode(&in); err != nil {
+				return nil, control.Faultf(control.Invalid, "reading the request: %v", err)
+			}
+			return AdminMake(r.Context(), keys, in)
+		})
+	})
+	mux.HandleFunc("POST /keys/{id}/revoke", func(w http.ResponseWriter, r *http.Request) {
+		adminReply(w, func() (any, error) {
+			return struct{}{}, AdminRevoke(r.Context(), keys, r.URL.Query().Get("workspace"), r.PathValue("id"))
+		})
+	})
+	return mux
+}
+
+// AdminList lists the keys of a workspace.
+func AdminList(ctx context.Context, keys AdminKeys, workspace string) ([]AdminKey, error) {
+	id, err := adminWorkspace(ctx, keys, workspace)
+	if err != nil {
+		return nil, err
+	}
+	all, err := keys.ListKeys(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]AdminKey, 0, len(all))
+	for _, key := range all {
+		out = append(out, adminKey(key, ""))
+	}
+	return out, nil
+}
+
+// AdminMake makes a key and answers it with its secret.
+func AdminMake(ctx context.Context, keys AdminKeys, in AdminCreate) (AdminKey, error) {
+	id, err := adminWorkspace(ctx, keys, in.Workspace)
+	if err != nil {
+		return AdminKey{}, err
+	}
+	secret, key, err := keys.CreateKey(ctx, id, in.Name, control.KeyAPI, in.SandBase)
+	if err != nil {
+		return AdminKey{}, err
+	}
+	return adminKey(key, secret), nil
+}
+
+// AdminRevoke ends a key for good.
+func AdminRevoke(ctx context.Context, keys AdminKeys, workspace, key string) error {
+	id, err := adminWorkspace(ctx, keys, workspace)
+	if err != nil {
+		return err
+	}
+	return keys.RevokeKey(ctx, id, key)
+}
+
+func adminWorkspace(ctx context.Context, keys AdminKeys, nameOrID string) (string, error) {
+	all, err := keys.ListWorkspaces(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, ws := range all {
+		if ws.ID == nameOrID || ws.Name == nameOrID {
+			return ws.ID, nil
+		}
+	}
+	return "", control.Faultf(control.NotFound, "there is no workspace %q", nameOrID)
+}
+
+func adminKey(key control.Key, secret string) AdminKey {
+	out := AdminKey{ID: key.ID, Name: key.Name, Kind: string(key.Kind), Hint: key.Hint, CreatedAt: key.CreatedAt, Secret: secret}
+	if !key.RevokedAt.IsZero() {
+		out.RevokedAt = &key.RevokedAt
+	}
+	return out
+}
+
+// adminReply writes what do answers. The caller is the operator, so that an
+// internal error is told in full.
+func adminReply(w http.ResponseWriter, do func() (any, error)) {
+	status := http.StatusOK
+	body, err := do()
+	if err != nil {
+		status, body = http.StatusInternalServerError, nil
+		if fault, ok := control.AsFault(err); ok {
+			status = http.StatusBadRequest
+			if fault.Kind == control.NotFound {
+				status = http.StatusNotFound
+			}
+		}
+		message := struct {
+			Type  string         `json:"type"`
+			Error map[string]any `json:"error"`
+		}{"error", map[string]any{"type": "api_error", "message": err.Error()}}
+		body = message
+	}
+	content, err := json.Marshal(body)
+	if err != nil {
+		panic(errors.Join(errors.New("encoding an admin reply"), err)) // the types above always encode
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = w.Write(content) // the operator's command went away
+}

@@ -2,7 +2,6 @@ package egress
 
 import "testing"
 
-
 func BenchmarkMakePair(b *testing.B) {
 	needRoot(b)
 	for b.Loop() {

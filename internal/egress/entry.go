@@ -87,11 +87,13 @@ func notBare(raw string) string {
 			return "contains a space, a control character or invalid UTF-8." + bare
 		}
 	}
-	if _, err := netip.ParseAddr(strings.Trim(raw, "[]")); err == nil {
-		return ip
-	}
-	if _, err := netip.ParsePrefix(raw); err == nil {
-		return ip
+	if last := raw[len(raw)-1]; '0' <= last && last <= '9' || strings.ContainsAny(raw, ":[]/") {
+		if _, err := netip.ParseAddr(strings.Trim(raw, "[]")); err == nil {
+			return ip
+		}
+		if _, err := netip.ParsePrefix(raw); err == nil {
+			return ip
+		}
 	}
 	switch {
 	case strings.ContainsAny(raw, `/\?#`):

@@ -276,6 +276,21 @@ func (b *box) mustDial(address string) net.Conn {
 	return c
 }
 
+// closed connects to an address, reads, and returns how that ended. A reset can
+// come before connect has returned.
+func (b *box) closed(address string) error {
+	c, err := b.dial("tcp", address)
+	if err != nil {
+		return err
+	}
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	out, err := io.ReadAll(c)
+	if err == nil {
+		err = fmt.Errorf("ended after %d bytes", len(out))
+	}
+	return err
+}
+
 // ask sends one question to a server and returns the reply.
 func (b *box) ask(server, name string, kind dnsmessage.Type) (dnsmessage.Message, error) {
 	c, err := b.dial("udp", server)

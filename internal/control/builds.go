@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
 	"sync"
 	"time"
 
@@ -48,8 +49,9 @@ type Builds struct {
 	work   sync.WaitGroup
 
 	mu     sync.Mutex
-	runs   map[string]*buildRun // environment id → its newest run, under mu
-	counts map[string]int       // outcome → builds since the start, under mu
+	runs   map[string]*buildRun   // environment id → its newest run, under mu
+	counts map[string]int         // outcome → builds since the start, under mu
+	bases  map[string]*image.Base // digest → a base seen before, under mu
 }
 
 // Root is the root filesystem of an environment's sandboxes.
@@ -82,7 +84,7 @@ func NewBuilds(cfg BuildsConfig) *Builds {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Builds{store: cfg.Store, templates: cfg.Templates, builder: cfg.Builder, log: cfg.Logger,
 		ctx: ctx, cancel: cancel, runs: map[string]*buildRun{},
-		counts: map[string]int{api.BuildReady: 0, api.BuildFailed: 0}}
+		counts: map[string]int{api.BuildReady: 0, api.BuildFailed: 0}, bases: map[string]*image.Base{}}
 }
 
 // Shutdown ends the running builds and waits for them; they begin again at the
@@ -181,10 +183,20 @@ func (b *Builds) recorded(rec BuildRecord) (Root, bool) {
 	return Root{Base: base, Dirs: append([]string{base.Dir}, dirs...)}, true
 }
 
-// base finds a template version by its digest, or nil.
+// base finds a template version by its digest, or nil. Versions never change,
+// so one that was found is not read again while its files are there.
 func (b *Builds) base(digest string) *image.Base {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if base := b.bases[digest]; base != nil {
+		if _, err := os.Stat(base.Dir); err == nil {
+			return base
+		}
+		delete(b.bases, digest)
+	}
 	for _, base := range b.templates.BaseDirs() {
 		if base.Digest == digest {
+			b.bases[digest] = base
 			return base
 		}
 	}

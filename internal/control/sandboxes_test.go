@@ -1,0 +1,360 @@
+package control_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/atoll-run/atoll/api"
+	"github.com/atoll-run/atoll/internal/control"
+	"github.com/atoll-run/atoll/internal/egress"
+	"github.com/atoll-run/atoll/internal/image"
+	"github.com/atoll-run/atoll/internal/sandbox"
+	"github.com/atoll-run/atoll/internal/store"
+)
+
+// world is a hand-written engine and network that remember what exists.
+type world struct {
+	control.Engine // what is not written below is not called
+
+	mu        sync.Mutex
+	boxes     map[string]sandbox.Info
+	networks  map[string]bool
+	failNext  error         // of the next Create
+	hold      chan struct{} // Create waits for it, if set
+	processes int
+}
+
+func (w *world) Create(ctx context.Context, spec sandbox.Spec) error {
+	w.mu.Lock()
+	hold := w.hold
+	w.mu.Unlock()
+	if hold != nil {
+		select {
+		case <-hold:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.failNext; err != nil {
+		w.failNext = nil
+		return err
+	}
+	if _, there := w.boxes[spec.ID]; there {
+		return sandbox.ErrExists
+	}
+	w.boxes[spec.ID] = sandbox.Info{ID: spec.ID, State: sandbox.StateRunning, Labels: spec.Labels}
+	return nil
+}
+
+type ended struct{ sandbox.Process }
+
+func (ended) Wait(context.Context) (sandbox.Exit, error) { return sandbox.Exit{}, nil }
+
+func (w *world) Exec(_ context.Context, id string, _ sandbox.Command) (sandbox.Process, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	info, there := w.boxes[id]
+	if !there {
+		return nil, sandbox.ErrNotFound
+	}
+	if info.State != sandbox.StateRunning {
+		return nil, sandbox.ErrNotRunning
+	}
+	w.processes++
+	return ended{}, nil
+}
+
+func (w *world) Destroy(_ context.Context, id string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.boxes, id)
+	return nil
+}
+
+// network is the world's other half; its List would collide with the engine's.
+type network struct{ w *world }
+
+func (n network) Open(_ context.Context, id string, _ egress.Meta, _ *egress.Policy) (string, error) {
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	n.w.networks[id] = true
+	return "/run/netns/" + id, nil
+}
+
+func (n network) Reopen(_ context.Context, id string) (string, error) { return "/run/netns/" + id, nil }
+
+func (n network) Close(_ context.Context, id string) error {
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	if _, running := n.w.boxes[id]; running {
+		return errors.New("the network was closed under a running sandbox")
+	}
+	delete(n.w.networks, id)
+	return nil
+}
+
+func (n network) List(context.Context) ([]string, error) {
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	var ids []string
+	for id := range n.w.networks {
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
+
+func (n network) Records(string, egress.Filter) ([]egress.Record, error) {
+	return nil, egress.ErrNotFound
+}
+
+func (w *world) List(context.Context) ([]sandbox.Info, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var infos []sandbox.Info
+	for _, info := range w.boxes {
+		infos = append(infos, info)
+	}
+	return infos, nil
+}
+
+// templates has one base, built already.
+type templates struct{ base *image.Base }
+
+func (t templates) Known(name string) bool          { return name == "base" }
+func (t templates) Names() []string                 { return []string{"base"} }
+func (t templates) Default() string                 { return "base" }
+func (t templates) List() ([]image.Manifest, error) { return nil, nil }
+func (t templates) BaseDirs() []*image.Base         { return []*image.Base{t.base} }
+func (t templates) Ensure(context.Context, string, image.Progress) (*image.Base, error) {
+	return t.base, nil
+}
+
+// rig is a service on a real store whose sandboxes are the world's.
+type rig struct {
+	*testing.T
+	*world
+	store     *store.Store
+	sandboxes *control.Sandboxes
+	service   *control.Service
+	caller    control.Caller
+	env       string
+	agent     string
+}
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	ctx := t.Context()
+	st, err := store.Open(ctx, store.Config{Path: filepath.Join(t.TempDir(), "db")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = st.Close() })
+	r := &rig{T: t, store: st, world: &world{boxes: map[string]sandbox.Info{}, networks: map[string]bool{}}}
+	r.open()
+	ws, _, err := r.service.EnsureDefault(ctx, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.caller = control.Caller{Workspace: ws, Kind: control.KeyAPI}
+	env, err := r.service.CreateEnvironment(ctx, r.caller, api.EnvironmentCreate{Name: "e"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.env = env.ID
+	var create api.AgentCreate
+	if err := api.Decode([]byte(`{"name":"a","model":"m"}`), &create); err != nil {
+		t.Fatal(err)
+	}
+	agent, err := r.service.CreateAgent(ctx, r.caller, create)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.agent = agent.ID
+	return r
+}
+
+// open makes the server's part anew, as after a restart.
+func (r *rig) open() {
+	r.Helper()
+	builder, err := image.NewBuilder(image.BuilderConfig{LayersDir: r.TempDir(),
+		OpenBox: func(context.Context, image.BoxSpec) (image.Box, error) { return nil, errors.New("no boxes here") }})
+	if err != nil {
+		r.Fatal(err)
+	}
+	tpl := templates{&image.Base{Template: "base", Digest: "d", Dir: r.TempDir()}}
+	builds := control.NewBuilds(control.BuildsConfig{Store: r.store, Templates: tpl, Builder: builder})
+	r.sandboxes = control.NewSandboxes(control.SandboxesConfig{Store: r.store, Engine: r.world, Network: network{r.world}, Builds: builds})
+	r.service = control.New(control.Config{Store: r.store, Templates: tpl, Runtime: r.sandboxes})
+	sandboxes := r.sandboxes
+	r.Cleanup(func() {
+		if err := errors.Join(builds.Shutdown(context.Background()), sandboxes.Shutdown(context.Background())); err != nil {
+			r.Error(err)
+		}
+		builder.Close()
+	})
+}
+
+func (r *rig) session() string {
+	r.Helper()
+	var create api.SessionCreate
+	if err := api.Decode([]byte(`{"agent":"`+r.agent+`","environment_id":"`+r.env+`"}`), &create); err != nil {
+		r.Fatal(err)
+	}
+	s, err := r.service.CreateSession(r.Context(), r.caller, create)
+	if err != nil {
+		r.Fatal(err)
+	}
+	return s.ID
+}
+
+func (r *rig) run(id string) error {
+	_, err := r.sandboxes.Exec(r.Context(), r.caller, id, sandbox.Command{Args: []string{"true"}, Stdout: io.Discard})
+	return err
+}
+
+func (r *rig) kind(err error) control.Kind {
+	r.Helper()
+	f, ok := control.AsFault(err)
+	if !ok {
+		r.Fatalf("got %v, want a fault", err)
+	}
+	return f.Kind
+}
+
+func (r *rig) empty() {
+	r.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.boxes) > 0 || len(r.networks) > 0 {
+		r.Errorf("left behind: sandboxes %v, networks %v", r.boxes, r.networks)
+	}
+}
+
+func TestSessionHasSandboxUntilDeleted(t *testing.T) {
+	r := newRig(t)
+	id := r.session()
+	if err := r.run(id); err != nil {
+		t.Fatal(err)
+	}
+	other := r.caller
+	other.Workspace = "wrkspc_other"
+	if _, err := r.sandboxes.Exec(t.Context(), other, id, sandbox.Command{}); r.kind(err) != control.NotFound {
+		t.Errorf("another workspace: %v", err)
+	}
+	if _, err := r.service.DeleteSession(t.Context(), r.caller, id); err != nil {
+		t.Fatal(err)
+	}
+	r.empty()
+	if err := r.run(id); r.kind(err) != control.NotFound {
+		t.Errorf("after delete: %v", err)
+	}
+}
+
+func TestArchivedSessionHasNoSandbox(t *testing.T) {
+	r := newRig(t)
+	id := r.session()
+	if err := r.run(id); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.service.ArchiveSession(t.Context(), r.caller, id); err != nil {
+		t.Fatal(err)
+	}
+	r.empty()
+	if err := r.run(id); r.kind(err) != control.Conflict {
+		t.Errorf("after archive: %v", err)
+	}
+}
+
+// A session deleted while its sandbox is being made leaves nothing.
+func TestDeleteDuringPreparation(t *testing.T) {
+	r := newRig(t)
+	r.hold = make(chan struct{})
+	id := r.session()
+	waiting := make(chan error, 1)
+	go func() { waiting <- r.run(id) }()
+	if _, err := r.service.DeleteSession(t.Context(), r.caller, id); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-waiting; err == nil {
+		t.Error("a command ran in a deleted session")
+	}
+	r.empty()
+}
+
+// A failure that may pass is tried again by the next command.
+func TestPreparationIsTriedAgain(t *testing.T) {
+	r := newRig(t)
+	r.failNext = sandbox.ErrCapacity
+	id := r.session()
+	if err := r.run(id); err != nil && r.kind(err) != control.Unavailable {
+		t.Errorf("without capacity: %v", err)
+	}
+	if err := r.run(id); err != nil {
+		t.Errorf("with capacity again: %v", err)
+	}
+}
+
+// The loss of a sandbox is told once; then there is a fresh one.
+func TestEndedSandboxIsTold(t *testing.T) {
+	r := newRig(t)
+	id := r.session()
+	if err := r.run(id); err != nil {
+		t.Fatal(err)
+	}
+	r.mu.Lock()
+	info := r.boxes[id]
+	info.State = sandbox.StateStopped
+	r.boxes[id] = info
+	r.mu.Unlock()
+	if err := r.run(id); r.kind(err) != control.Conflict {
+		t.Errorf("in an ended sandbox: %v", err)
+	}
+	if err := r.run(id); err != nil {
+		t.Errorf("in the fresh one: %v", err)
+	}
+}
+
+// After a crash the world and the store are made to agree.
+func TestReconcile(t *testing.T) {
+	r := newRig(t)
+	kept, stopped := r.session(), r.session()
+	for _, id := range []string{kept, stopped} {
+		if err := r.run(id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.mu.Lock()
+	info := r.boxes[stopped]
+	info.State = sandbox.StateStopped
+	r.boxes[stopped] = info
+	r.boxes["sesn_nobody"] = sandbox.Info{ID: "sesn_nobody", State: sandbox.StateRunning, Labels: map[string]string{"atoll.kind": "session"}}
+	r.boxes["build-1"] = sandbox.Info{ID: "build-1", State: sandbox.StateRunning, Labels: map[string]string{"atoll.kind": "build"}}
+	r.networks["stray"], r.networks["sesn_nobody"] = true, true
+	r.mu.Unlock()
+
+	r.open()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := r.sandboxes.Reconcile(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if len(r.boxes) != 1 || len(r.networks) != 1 || !r.networks[kept] {
+		t.Errorf("after reconciling: sandboxes %v, networks %v; want those of %s only", r.boxes, r.networks, kept)
+	}
+	if err := r.run(kept); err != nil {
+		t.Errorf("in the sandbox that ran on: %v", err)
+	}
+	if err := r.run(stopped); r.kind(err) != control.Conflict {
+		t.Errorf("in the sandbox that was lost: %v", err)
+	}
+	if err := r.run(stopped); err != nil {
+		t.Errorf("in its successor: %v", err)
+	}
+}

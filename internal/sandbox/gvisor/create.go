@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math"
 	"os"
@@ -14,9 +15,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"gvisor.dev/gvisor/pkg/sentry/control"
 	"gvisor.dev/gvisor/runsc/container"
-	gvsandbox "gvisor.dev/gvisor/runsc/sandbox"
 
 	"github.com/atoll-run/atoll/internal/sandbox"
 )
@@ -199,40 +198,48 @@ func (e *Engine) start(p place, s sandbox.Spec, m meta) error {
 	if err := writeJSON(filepath.Join(p.bundle(), "config.json"), spec); err != nil {
 		return err
 	}
-	c, err := container.New(conf, container.Args{ID: containerID, Spec: spec, BundleDir: p.bundle(), ExecFile: e.guest})
+	ready, theirs, err := pipe(true)
+	if err != nil {
+		return err
+	}
+	defer ready.Close()
+	c, err := container.New(conf, container.Args{
+		ID: containerID, Spec: spec, BundleDir: p.bundle(), ExecFile: e.guest, PassFiles: map[int]*os.File{3: theirs},
+	})
+	_ = theirs.Close()
 	if err != nil {
 		return fmt.Errorf("starting gvisor: %w", err)
 	}
 	e.reaper.add(c.GoferPid.Load(), c.Sandbox.Getpid())
-	b := &box{meta: m, conf: conf, sandbox: c.Sandbox}
 	if err := c.Start(conf); err != nil {
 		return fmt.Errorf("starting gvisor: %w", err)
 	}
-	if err := limitInside(b.sandbox, s.Limits); err != nil {
-		return fmt.Errorf("limiting processes: %w", err)
+	if err := awaitGuest(ready); err != nil {
+		return fmt.Errorf("starting guest: %w", err)
 	}
 	if err := os.WriteFile(p.ready(), nil, 0o600); err != nil {
 		return err
 	}
-	e.keep(s.ID, b)
+	e.keep(s.ID, &box{meta: m, conf: conf, sandbox: c.Sandbox})
 	return nil
 }
 
-// limitInside sets the limits that gVisor's own kernel holds. The guest is one
-// of the processes that count, and is not the user's. memory.max is there for
-// programs that size themselves by it; the host's cgroup enforces it.
-func limitInside(s *gvsandbox.Sandbox, l sandbox.Limits) error {
-	for name, value := range map[string]string{
-		"pids.max":   strconv.Itoa(l.Processes + guestThreads),
-		"memory.max": strconv.FormatInt(l.MemoryBytes, 10),
-	} {
-		file := control.CgroupControlFile{Controller: "pids", Path: "/" + containerID, Name: name}
-		if err := s.CgroupsWriteControlFile(file, value); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
+// awaitGuest reads the guest's word that it has set the limits inside. The
+// guest is our own program and nothing else runs in the sandbox yet.
+func awaitGuest(ready *os.File) error {
+	if err := ready.SetReadDeadline(time.Now().Add(guestTimeout)); err != nil {
+		return err
+	}
+	word, err := io.ReadAll(io.LimitReader(ready, 1024))
+	if err != nil {
+		return err
+	}
+	if string(word) != "ok" {
+		return fmt.Errorf("it said %q", word)
 	}
 	return nil
 }
 
-// guestThreads is what the guest's first process itself takes of the limit.
-const guestThreads = 6
+// guestTimeout bounds how long a sandbox may take to come up; on a host that
+// starts many at once it is seconds.
+const guestTimeout = 60 * time.Second

@@ -90,7 +90,8 @@ func closeAll(files []*os.File) {
 	}
 }
 
-// execCapabilities is the capability set of every program, as in ociSpec.
+// execCapabilities are what root has inside: the usual set of containers without
+// raw sockets. None of it reaches outside of gVisor.
 func execCapabilities() *auth.TaskCapabilities {
 	var set auth.CapabilitySet
 	for _, c := range []linux.Capability{

@@ -14,12 +14,12 @@ import (
 	"github.com/atoll-run/atoll/internal/sandbox"
 )
 
-// capabilities are what root has inside: the usual set of containers without
-// raw sockets. None of it reaches outside of gVisor.
-var capabilities = []string{
-	"CAP_AUDIT_WRITE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_MKNOD",
-	"CAP_NET_BIND_SERVICE", "CAP_SETFCAP", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_CHROOT",
-}
+// guestCapabilities are what the guest needs to set the limits inside; it drops
+// them then. None of them reaches outside of gVisor.
+var guestCapabilities = []string{"CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"}
+
+// guestThreads is what the guest itself takes of the limit on processes.
+const guestThreads = 6
 
 const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -33,7 +33,7 @@ func (e *Engine) gvisorConfig(p place, network bool) (*config.Config, error) {
 		"network":           "none",
 		"overlay2":          "none", // writes must reach the private directory on the host
 		"ignore-cgroups":    "true", // ours: gVisor's would move the server's own threads on cgroup v1
-		"in-sandbox-cgroup": "v2",   // carries the limit on processes
+		"in-sandbox-cgroup": "v2",   // the guest makes a cgroup in it that carries the limit on processes
 		"host-settings":     "ignore",
 		"panic-log":         p.panicLog(),
 	}
@@ -60,7 +60,6 @@ func (e *Engine) gvisorConfig(p place, network bool) (*config.Config, error) {
 func ociSpec(p place, s sandbox.Spec) *specs.Spec {
 	namespaces := []specs.LinuxNamespace{
 		{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
-		{Type: specs.CgroupNamespace}, // its root holds the process limit, not writable from inside
 	}
 	if s.NetNS != "" {
 		namespaces = append(namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: s.NetNS})
@@ -73,11 +72,11 @@ func ociSpec(p place, s sandbox.Spec) *specs.Spec {
 		Hostname: s.Hostname,
 		Root:     &specs.Root{Path: p.root()},
 		Process: &specs.Process{
-			Args: []string{"atoll-guest", "init"},
+			Args: []string{"atoll-guest", "init", strconv.Itoa(s.Limits.Processes + guestThreads), strconv.FormatInt(s.Limits.MemoryBytes, 10)},
 			Env:  []string{defaultPath, "GOMAXPROCS=1"},
 			Cwd:  "/",
 			Capabilities: &specs.LinuxCapabilities{
-				Bounding: capabilities, Effective: capabilities, Permitted: capabilities,
+				Bounding: guestCapabilities, Effective: guestCapabilities, Permitted: guestCapabilities,
 			},
 		},
 		Mounts: []specs.Mount{
@@ -86,7 +85,6 @@ func ociSpec(p place, s sandbox.Spec) *specs.Spec {
 			{Destination: "/dev/pts", Type: "devpts", Source: "devpts"},
 			{Destination: "/dev/shm", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "nodev", "mode=1777", shm}},
 			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
-			{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
 		},
 		Linux: &specs.Linux{Namespaces: namespaces},
 	}

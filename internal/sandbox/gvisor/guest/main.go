@@ -3,7 +3,7 @@
 // so it has no path in the sandbox and needs nothing of the image. What it says
 // is not trusted by the server.
 //
-//	guest init              reap orphans for ever
+//	guest init PIDS MEMORY  set limits, then reap orphans for ever
 //	guest read PATH         head line, then the file or a tar of the directory
 //	guest write PATH MODE   chunks on standard input replace the file; head line
 //	guest untar PATH        chunks of a tar stream on standard input; head line
@@ -28,7 +28,7 @@ func main() {
 		os.Exit(2)
 	}
 	if os.Args[1] == "init" {
-		initLoop()
+		initLoop(os.Args[2:])
 	}
 	if os.Args[1] == "quiesce" {
 		quiesce()

@@ -167,7 +167,9 @@ func TestNetworkModes(t *testing.T) {
 		}
 		return r.Stdout
 	}
-	session := func(networking object) string { return s.session(agent, s.environment(object{"networking": networking})) }
+	session := func(networking object) string {
+		return s.session(agent, s.environment(object{"networking": networking}))
+	}
 
 	allowed := session(object{"type": "limited", "allowed_hosts": []string{host}})
 	if got := get(allowed, "https://"+host+"/"); !regexp.MustCompile(`^[2-4]\d\d$`).MatchString(got) {

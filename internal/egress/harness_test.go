@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"math/big"
 	mrand "math/rand/v2"
 	"net"
@@ -109,7 +110,7 @@ func newWorld(t testing.TB, hosts ...string) *world {
 	w.cert, w.roots = certificate(t)
 	handler := http.HandlerFunc(w.serve)
 	for _, l := range []net.Listener{plain, tls.NewListener(secure, &tls.Config{Certificates: []tls.Certificate{w.cert}})} {
-		server := &http.Server{Handler: handler}
+		server := &http.Server{Handler: handler, DisableGeneralOptionsHandler: true, ErrorLog: log.New(io.Discard, "", 0)}
 		go func() { _ = server.Serve(l) }()
 		t.Cleanup(func() { _ = server.Close() })
 	}
@@ -425,14 +426,40 @@ func (b *box) record() Record {
 	return got
 }
 
+// wantReason waits for a record with this reason and returns the newest one.
 func (b *box) wantReason(want Reason) Record {
 	b.t.Helper()
-	r := b.record()
+	var got Record
 	eventually(b.t, "a record with reason "+string(want), func() bool {
-		r = b.record()
-		return r.Reason == want
+		all, err := b.g.Records(b.id, Filter{})
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		for _, r := range all {
+			if r.Reason == want && r.Protocol != "dns" {
+				got = r
+				return true
+			}
+		}
+		return false
 	})
-	return r
+	return got
+}
+
+// counts adds up the network's decisions by reason, without those of the stub.
+func (b *box) counts() map[Reason]int64 {
+	b.t.Helper()
+	all, err := b.g.Records(b.id, Filter{})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	out := map[Reason]int64{}
+	for _, r := range all {
+		if r.Protocol != "dns" {
+			out[r.Reason] += r.Count
+		}
+	}
+	return out
 }
 
 func eventually(t testing.TB, what string, ok func() bool) {

@@ -192,7 +192,19 @@ func (j *job) explain(ctx context.Context, box Box, in *install, out *lineWriter
 		f := &Failure{Manager: j.step.Manager, Kind: known.kind, Package: known.pkg, Index: known.index, ExitCode: e.exit.Code, Tail: tailOf(e.lines)}
 		f.Message = j.step.Manager + ": " + known.phrase
 		return f
-	case timedOut, errors.Is(err, errTool):
+	case errors.Is(err, errTool) && !timedOut:
+		f := classify(e)
+		if f.Kind == KindPackageNotFound {
+			if said := in.hidden(ctx, f.Index); len(said) > 0 {
+				e.lines = append(said[len(said)-1:], e.lines...)
+				e.refused = refusals(box)
+				tail := f.Tail
+				f = classify(e)
+				f.Tail = tail
+			}
+		}
+		return f
+	case timedOut:
 		return classify(e)
 	case e.usage.DiskFull || e.usage.OOMKills > 0:
 		return classify(e) // the box was lost to a limit

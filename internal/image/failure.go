@@ -76,8 +76,8 @@ func tailOf(lines []string) []string {
 	return append([]string{}, lines...)
 }
 
-// rule recognises one kind of failure by a tool's own words. The first group,
-// if there is one, is the name of the package.
+// rule recognises one kind of failure by a tool's own words. Where the phrase
+// has a place for it, the first group that matched is the package's name.
 type rule struct {
 	kind   Kind
 	phrase string // "%s" stands for the quoted name
@@ -101,7 +101,7 @@ var networkWords = words(KindRegistryUnreachable, "the registry cannot be reache
 		`connection (refused|reset|timed out)|connect timed? ?out|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ERR_SOCKET_TIMEOUT|FETCH_ERROR|network is unreachable|no route to host|`+
 		`could not connect|unable to connect|failed to connect|failed to establish a new connection|max retries exceeded|`+
 		`read timed out|i/o timeout|TLS handshake|handshake failed|certificate (verify|signed)|x509: |SSL_ERROR|SSLError|`+
-		`net::OpenTimeout|net::ReadTimeout|Errno::ECONN|SocketError|spurious network error|operation too slow|timeout was reached|stalled|IncompleteRead|`+
+		`net::OpenTimeout|net::ReadTimeout|Errno::ECONN|SocketError|spurious network error|operation too slow|timeout was reached|\bstalled\b|IncompleteRead|`+
 		`50[0234] +(internal server error|bad gateway|service unavailable|gateway time-?out|server error)|E50[0234]\b|status code 50[0234]|bad response (internal server error|bad gateway|service unavailable|gateway time-?out) 50[0234]|too many 50[0234] error|server returned 50[0234]|got 50[0234]|HTTP error 50[0234]|error: 50[0234]`)
 
 // managerRules recognise each tool's own words, the most telling first.
@@ -113,7 +113,7 @@ var managerRules = map[string][]rule{
 		words(KindInstallError, "installing %s failed", `dpkg: error processing (?:package|archive) (\S+)`),
 	},
 	"cargo": {
-		words(KindPackageNotFound, "no crate %s", "could not find `([^`@]+)` in registry `[^`]*`$"),
+		words(KindPackageNotFound, "no crate %s", "could not find `([^`@]+)` in registry `[^`]*`(?: with version `\\*`)?$"),
 		words(KindVersionNotFound, "no such version of %s", "could not find `([^`@]+)` in registry `[^`]*` with version|the crate `([^`]+)` exists .* but.*version"),
 		words(KindInstallError, "%s has no program to install", "there is nothing to install in `([^` ]+)[^`]*`|no packages found with binaries"),
 		words(KindConflict, "the dependencies of %s do not fit together", "failed to select a version for (?:the requirement )?`([^` ]+)"),
@@ -126,8 +126,8 @@ var managerRules = map[string][]rule{
 		words(KindInstallError, "building %s failed", `Error installing ([^:]+):`),
 	},
 	"go": {
-		words(KindVersionNotFound, "no such version of %s", `([^ @]+)@[^ :]+: (?:invalid version|.*unknown revision|no matching versions|version .* invalid)|unknown revision`),
-		words(KindPackageNotFound, "no package %s", `malformed module path "([^"]+)"|module ([^ :]+): (?:reading .*: )?404|([^ @:]+)@[^ :]+: (?:reading .*: )?(?:404|410) |cannot find module providing package ([^ ;:]+)|module [^ ]+ found[^;]*but does not contain package ([^ ]+)|unrecognized import path "([^"]+)"|not found`),
+		words(KindVersionNotFound, "no such version of %s", `([^ @]+)@[^ :]+: reading \S+/@v/\S+\.info: 4\d\d |([^ @]+)@[^ :]+: (?:invalid version|.*unknown revision|no matching versions|version .* invalid)|unknown revision`),
+		words(KindPackageNotFound, "no package %s", `malformed module path "([^"]+)"|module ([^ :]+): (?:reading \S+: )?4\d\d |([^ @:]+)@[^ :]+: (?:reading .*: )?(?:404|410) |cannot find module providing package ([^ ;:]+)|module [^ ]+ found[^;]*but does not contain package ([^ ]+)|unrecognized import path "([^"]+)"|not found`),
 		words(KindInstallError, "%s is not a program", `package ([^ ]+) is not a main package|([^ ]+): no packages? loaded|no Go files in`),
 		words(KindConflict, "%s cannot be installed by itself", `The go\.mod file for the module providing named packages contains|requires go >= `),
 	},
@@ -135,7 +135,7 @@ var managerRules = map[string][]rule{
 		words(KindVersionNotFound, "no version matches %s", `ETARGET|No matching version found for (\S+?)\.?$`),
 		words(KindPackageNotFound, "no package %s", `'((?:@[^/ ]+/)?[^@' ]+)(?:@[^']*)?' is not in this registry|404 Not Found - GET \S+ - Not found|E404|EINVALIDPACKAGENAME|EINVALIDTAGNAME`),
 		words(KindConflict, "the packages do not fit together", `ERESOLVE|EEXIST|EBADENGINE.*error|Conflicting peer dependency`),
-		words(KindInstallError, "an install script failed", `npm (?:ERR!|error) path \S*/node_modules/((?:@[^/ ]+/)?[^/ ]+)$`),
+		words(KindInstallError, "an install script of %s failed", `npm (?:ERR!|error) path \S*/node_modules/((?:@[^/ ]+/)?[^/ ]+)$`),
 	},
 	"pip": {
 		words(KindConflict, "the requirements do not fit together", `ResolutionImpossible|conflicting dependencies|Cannot install .* because these package versions`),
@@ -205,6 +205,9 @@ func (r rule) find(lines []string) (line, name string, ok bool) {
 		if m == nil {
 			continue
 		}
+		if !strings.Contains(r.phrase, "%s") {
+			return l, "", true // the groups are only groups
+		}
 		for _, g := range m[1:] {
 			if g != "" {
 				return l, g, true
@@ -212,9 +215,6 @@ func (r rule) find(lines []string) (line, name string, ok bool) {
 		}
 		if !ok {
 			line, ok = l, true // go on: another line may name the package
-		}
-		if r.words.NumSubexp() == 0 {
-			return line, "", true
 		}
 	}
 	return line, "", ok

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -38,6 +37,9 @@ type recipe struct {
 	list     []string
 	listFail bool // the listing may exit with another code than 0
 	parse    func(out []byte) ([]installed, error)
+	// diagnose, if set, asks the tool about one spec, in more words, after it
+	// said that it found nothing; it may have hidden that nobody answered.
+	diagnose []string
 	// provides reports whether an installed package is what an entry asked for.
 	provides func(s spec, p installed) bool
 }
@@ -86,6 +88,7 @@ var recipes = map[string]recipe{
 			"PIP_NO_INPUT=1", "PIP_NO_CACHE_DIR=1", "PIP_PROGRESS_BAR=off", "PIP_NO_COLOR=1"},
 		command: []string{"python3", "-m", "pip", "install", "--"},
 		list:    []string{"python3", "-m", "pip", "list", "--format", "json"}, parse: parsePipList,
+		diagnose: []string{"python3", "-m", "pip", "install", "-vv", "--dry-run", "--no-deps", "--only-binary", ":all:", "--retries", "0", "--"},
 		provides: func(s spec, p installed) bool { return pipCanonical(s.name) == pipCanonical(p.Name) },
 	},
 }
@@ -263,7 +266,7 @@ func (in *install) listing(ctx context.Context) ([]installed, error) {
 		}
 		return nil, err
 	}
-	list, err := r.parse(out.Bytes())
+	list, err := r.parse(out.buf.Bytes())
 	if err != nil {
 		return nil, fmt.Errorf("reading the packages that %s lists: %w", in.step.Manager, err)
 	}
@@ -271,6 +274,27 @@ func (in *install) listing(ctx context.Context) ([]installed, error) {
 		list = []installed{}
 	}
 	return list, nil
+}
+
+// hidden asks the tool again about an entry that it did not find, and returns
+// what it then says about the network.
+func (in *install) hidden(ctx context.Context, index int) []string {
+	r := recipes[in.step.Manager]
+	if r.diagnose == nil {
+		return nil
+	}
+	quiet := *in
+	quiet.out = &lineWriter{emit: func(string) {}, now: time.Now}
+	// Its exit code says nothing new.
+	_ = quiet.command(ctx, append(slices.Clone(r.diagnose), in.specs[max(index, 0)].text), &limitedBuffer{tee: quiet.out})
+	quiet.out.flush()
+	var said []string
+	for _, l := range quiet.out.lines() {
+		if networkWords.words.MatchString(l) {
+			said = append(said, strings.TrimSpace(l))
+		}
+	}
+	return said
 }
 
 // verify holds the manager's listing against what was asked: some tools skip a
@@ -321,14 +345,21 @@ func toolName(manager string) string {
 	return manager
 }
 
-// limitedBuffer keeps the start of a listing; more than 32 MiB is an error.
-type limitedBuffer struct{ bytes.Buffer }
+// limitedBuffer keeps the output of a listing; more than 32 MiB is an error. It
+// embeds no buffer, whose other methods would get round the limit.
+type limitedBuffer struct {
+	buf bytes.Buffer
+	tee *lineWriter // gets everything too, if set
+}
 
 func (b *limitedBuffer) Write(p []byte) (int, error) {
-	if b.Len()+len(p) > 32<<20 {
-		return 0, os.ErrInvalid
+	if b.tee != nil {
+		_, _ = b.tee.Write(p)
 	}
-	return b.Buffer.Write(p)
+	if b.buf.Len()+len(p) > 32<<20 {
+		return 0, errors.New("the listing is too long")
+	}
+	return b.buf.Write(p)
 }
 
 func goArgument(s spec) string {

@@ -47,7 +47,7 @@ func prepareApt(ctx context.Context, in *install) error {
 	if err := in.command(ctx, args, &out); err != nil {
 		return err
 	}
-	known := aptKnown(out.Bytes())
+	known := aptKnown(out.buf.Bytes())
 	for i, s := range in.specs {
 		if !slices.Contains(known, s.name) {
 			return &knownFailure{kind: KindPackageNotFound, index: i, pkg: s.text,

@@ -233,7 +233,7 @@ func (b *box) Reached() []image.Contact {
 		if host == "" || r.Protocol == "dns" {
 			continue
 		}
-		k := key{host, r.DestPort, r.Verdict == egress.VerdictAllowed}
+		k := key{host, r.DestPort, r.Verdict != egress.VerdictRefused} // one that failed was allowed
 		if counts[k] == 0 {
 			order = append(order, k)
 		}

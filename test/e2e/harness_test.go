@@ -104,7 +104,7 @@ func newServer(t *testing.T, config string) *server {
 		}
 		if t.Failed() {
 			b, _ := os.ReadFile(filepath.Join(data, "e2e-server.log"))
-			t.Logf("server log:\n%s", tail(b, 12000))
+			t.Logf("server log without requests that succeeded:\n%s", tail(notable(b), 12000))
 		}
 		if err := os.RemoveAll(data); err != nil {
 			t.Errorf("removing the data directory: %v", err)
@@ -337,6 +337,17 @@ func waitFor(t *testing.T, limit time.Duration, what string, cond func() bool) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+}
+
+// notable leaves out the log lines of requests that went well.
+func notable(log []byte) []byte {
+	var out []byte
+	for line := range bytes.Lines(log) {
+		if !bytes.Contains(line, []byte(`"msg":"request"`)) || !bytes.Contains(line, []byte(`"level":"INFO"`)) {
+			out = append(out, line...)
+		}
+	}
+	return out
 }
 
 func tail(b []byte, n int) []byte {

@@ -43,7 +43,7 @@ func TestInside(t *testing.T) {
 		{"pwd", "/workspace"},
 		{"id -u", "0"},
 		{"hostname", "atoll"},
-		{"ls -d /mnt/session/uploads /mnt/session/outputs", "/mnt/session/uploads\n/mnt/session/outputs"},
+		{"ls -d /mnt/session/uploads /mnt/session/outputs", "/mnt/session/outputs\n/mnt/session/uploads"},
 		{"env -i /bin/bash -c 'command -v python3'", "/usr/bin/python3"},
 		{"dmesg | head -1 | grep -o gVisor", "gVisor"},
 	} {

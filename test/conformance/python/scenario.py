@@ -1,0 +1,101 @@
+"""What users of the Python client do, against the server at ATOLL_URL."""
+
+import os
+
+import anthropic
+from anthropic import Anthropic
+
+URL = os.environ["ATOLL_URL"]
+IN_USE = os.environ["ATOLL_ENVIRONMENT_IN_USE"]
+
+
+def refused(kind, error_type, call, code=None):
+    """Runs call, which must fail with this class and wire type, and returns the error."""
+    try:
+        call()
+    except anthropic.APIStatusError as e:
+        assert type(e) is kind, f"{type(e)} instead of {kind}: {e}"
+        assert e.body["error"]["type"] == error_type, e.body
+        assert e.request_id and e.request_id == e.body["request_id"], e.body
+        if code:
+            assert e.body["error"]["details"]["error_code"] == code, e.body
+        return e
+    raise AssertionError(f"{kind.__name__} expected, the call succeeded")
+
+
+def lifecycle(client, invalid, missing, conflict):
+    environments = client.beta.environments
+    # The example of SandBase's documentation.
+    env = environments.create(
+        name="data-analysis",
+        description="Python data analysis",
+        config={
+            "type": "cloud",
+            "base_template": "code_interpreter",
+            "networking": {
+                "type": "limited",
+                "allowed_hosts": ["api.example.com"],
+                "allow_package_managers": True,
+            },
+            "packages": {"pip": ["pandas", "numpy"], "npm": ["express"]},
+        },
+    )
+    assert env.id.startswith("env_") and env.type == "environment", env
+    assert env.config.base_template == "code_interpreter", env
+    assert env.config.networking.allowed_hosts == ["api.example.com"], env
+    assert env.config.packages.pip == ["pandas", "numpy"] and env.config.packages.apt == [], env
+    assert env.archived_at is None and env.created_at == env.updated_at, env
+
+    plain = environments.create(name="plain")
+    assert plain.config.networking.type == "unrestricted" and plain.description is None, plain
+    assert getattr(plain.config, "base_template", None) is None, plain
+
+    assert environments.retrieve(env.id) == env
+    changed = environments.update(env.id, description="changed", metadata={"team": "data"})
+    assert changed.description == "changed" and changed.metadata == {"team": "data"}, changed
+    assert changed.config == env.config, changed
+    assert environments.update(env.id) == changed
+
+    seen = [e.id for e in environments.list(limit=100)]
+    assert len(seen) == len(set(seen)) == int(os.environ["ATOLL_COUNT"]) + 2, len(seen)
+    assert seen[:2] == [plain.id, env.id], seen[:2]
+
+    refused(anthropic.ConflictError, conflict, lambda: environments.create(name="plain"))
+    refused(anthropic.ConflictError, conflict, lambda: environments.delete(IN_USE))
+    refused(anthropic.NotFoundError, missing, lambda: environments.retrieve("env_01nothing"))
+    refused(anthropic.BadRequestError, invalid, lambda: environments.create(
+        name="x", config={"type": "cloud", "networking": {"type": "limited", "allowed_hosts": ["https://example.com"]}}))
+    unknown = refused(anthropic.BadRequestError, invalid, lambda: environments.create(
+        name="x", config={"type": "cloud", "base_template": "nonsense"}))
+    assert "code_interpreter" in unknown.body["error"]["message"], unknown.body
+
+    archived = environments.archive(env.id)
+    assert archived.archived_at and environments.archive(env.id) == archived, archived
+    assert env.id not in [e.id for e in environments.list(limit=100)]
+    assert env.id in [e.id for e in environments.list(limit=100, include_archived=True)]
+    refused(anthropic.BadRequestError, invalid, lambda: environments.update(env.id, name="late"), "environment_archived")
+    agent = client.beta.agents.create(name="helper", model="claude-sonnet-4-6", tools=[{"type": "agent_toolset_20260401"}])
+    refused(anthropic.BadRequestError, invalid,
+            lambda: client.beta.sessions.create(agent=agent.id, environment_id=env.id))
+
+    session = client.beta.sessions.create(agent=agent.id, environment_id=plain.id, title="t")
+    assert session.status == "idle" and session.agent.id == agent.id, session
+    assert client.beta.sessions.retrieve(session.id) == session
+    assert session.id in [s.id for s in client.beta.sessions.list(agent_id=agent.id, statuses=["idle", "running"])]
+    client.beta.sessions.delete(session.id)
+    refused(anthropic.NotFoundError, missing, lambda: client.beta.sessions.retrieve(session.id))
+
+    for e in (env, plain):
+        gone = environments.delete(e.id)
+        assert gone.id == e.id and gone.type == "environment_deleted", gone
+    refused(anthropic.NotFoundError, missing, lambda: environments.delete(env.id))
+
+
+print("anthropic", anthropic.__version__)
+lifecycle(Anthropic(api_key=os.environ["ATOLL_KEY"], base_url=URL),
+          "invalid_request_error", "not_found_error", "invalid_request_error")
+lifecycle(Anthropic(api_key=os.environ["ATOLL_SANDBASE_KEY"], base_url=URL),
+          "invalid_request", "not_found", "conflict")
+refused(anthropic.AuthenticationError, "authentication_error",
+        lambda: Anthropic(api_key="sk-wrong", base_url=URL).beta.environments.list())
+print("ok")

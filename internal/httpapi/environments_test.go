@@ -149,13 +149,13 @@ var badEnvironments = []struct{ name, body, message string }{
 	{"hosts string", `{"name":"x","config":{"type":"cloud","networking":{"type":"limited","allowed_hosts":"example.com"}}}`, "config.networking.allowed_hosts: Input should be a valid list"},
 	{"hosts null item", `{"name":"x","config":{"type":"cloud","networking":{"type":"limited","allowed_hosts":["a.example.com",null]}}}`, "config.networking.allowed_hosts[1]: Input should be a valid string"},
 	// Recorded texts (3.4).
-	{"host scheme", host("https://example.com"), "`allowed_hosts` entry \"https://example.com\" contains a URL scheme. Entries must be bare hostnames like \"google.com\"."},
-	{"host port", host("example.com:443"), "`allowed_hosts` entry \"example.com:443\" contains a port. Entries must be bare hostnames without ports."},
+	{"host scheme", hostEntry("https://example.com"), "`allowed_hosts` entry \"https://example.com\" contains a URL scheme. Entries must be bare hostnames like \"google.com\"."},
+	{"host port", hostEntry("example.com:443"), "`allowed_hosts` entry \"example.com:443\" contains a port. Entries must be bare hostnames without ports."},
 	// Atoll's own (decision a).
-	{"host path", host("example.com/x"), "`allowed_hosts` entry \"example.com/x\" contains a path. Entries must be bare hostnames without paths."},
-	{"host IPv4", host("192.0.2.1"), "`allowed_hosts` entry \"192.0.2.1\" contains an IP address. Entries must be hostnames."},
-	{"host IPv6", host("2001:db8::1"), "`allowed_hosts` entry \"2001:db8::1\" contains an IP address. Entries must be hostnames."},
-	{"host star", host("*"), "`allowed_hosts` entry \"*\" contains a bare wildcard. A wildcard is \"*.\" and a hostname, like \"*.google.com\"."},
+	{"host path", hostEntry("example.com/x"), "`allowed_hosts` entry \"example.com/x\" contains a path. Entries must be bare hostnames without paths."},
+	{"host IPv4", hostEntry("192.0.2.1"), "`allowed_hosts` entry \"192.0.2.1\" contains an IP address. Entries must be hostnames."},
+	{"host IPv6", hostEntry("2001:db8::1"), "`allowed_hosts` entry \"2001:db8::1\" contains an IP address. Entries must be hostnames."},
+	{"host star", hostEntry("*"), "`allowed_hosts` entry \"*\" contains a bare wildcard. A wildcard is \"*.\" and a hostname, like \"*.google.com\"."},
 	{"packages list", `{"name":"x","config":{"type":"cloud","packages":[]}}`, "config.packages: Input should be a valid dictionary"},
 	{"packages manager", `{"name":"x","config":{"type":"cloud","packages":{"brew":["x"]}}}`, "config.packages.brew: Extra inputs are not permitted"},
 	{"packages type", `{"name":"x","config":{"type":"cloud","packages":{"type":"pkgs"}}}`, "config.packages.type: Input should be 'packages'"},
@@ -163,7 +163,7 @@ var badEnvironments = []struct{ name, body, message string }{
 	{"packages number", `{"name":"x","config":{"type":"cloud","packages":{"pip":["a",2]}}}`, "config.packages.pip[1]: Input should be a valid string"},
 }
 
-func host(entry string) string {
+func hostEntry(entry string) string {
 	return `{"name":"x","config":{"type":"cloud","networking":{"type":"limited","allowed_hosts":["ok.example.com",` + quote(entry) + `]}}}`
 }
 

@@ -17,7 +17,15 @@ type query struct {
 	err    error
 }
 
-func queryOf(r *http.Request) *query { return &query{values: r.URL.Query()} }
+// queryOf reads the query as a whole: a part that cannot be read is refused,
+// where net/url would drop it.
+func queryOf(r *http.Request) *query {
+	values, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return &query{values: values, err: &control.Fault{Kind: control.Invalid, Message: "The query string is not valid", Cause: err}}
+	}
+	return &query{values: values}
+}
 
 func (q *query) bad(name, reason string) {
 	if q.err == nil {

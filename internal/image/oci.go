@@ -62,7 +62,7 @@ type ociResult struct {
 }
 
 // pullOCI flattens the image into rootfs, an empty directory. Layers are kept in the cache.
-func pullOCI(ctx context.Context, o *OCI, arch, cache, rootfs string, transport http.RoundTripper, p Progress) (ociResult, error) {
+func pullOCI(ctx context.Context, o *OCI, arch, cache, scratch, rootfs string, transport http.RoundTripper, p Progress) (ociResult, error) {
 	ref, err := o.reference()
 	if err != nil {
 		return ociResult{}, fmt.Errorf("image reference: %w", err)
@@ -102,14 +102,14 @@ func pullOCI(ctx context.Context, o *OCI, arch, cache, rootfs string, transport 
 	defer root.Close()
 	u := &unpacker{root: root, whiteouts: true}
 	for i, l := range layers {
-		if err := applyLayer(ctx, u, l, conf.RootFS.DiffIDs[i], cache, fmt.Sprintf("layer %d of %d", i+1, len(layers)), p); err != nil {
+		if err := applyLayer(ctx, u, l, conf.RootFS.DiffIDs[i], cache, scratch, fmt.Sprintf("layer %d of %d", i+1, len(layers)), p); err != nil {
 			return ociResult{}, fmt.Errorf("layer %d of image %s: %w", i+1, o.Ref, err)
 		}
 	}
 	return ociResult{digest: digest.String(), config: conf.Config, arch: platform.Architecture, skipped: u.skipped}, nil
 }
 
-func applyLayer(ctx context.Context, u *unpacker, l v1.Layer, diffID v1.Hash, cache, what string, p Progress) error {
+func applyLayer(ctx context.Context, u *unpacker, l v1.Layer, diffID v1.Hash, cache, scratch, what string, p Progress) error {
 	digest, err := l.Digest()
 	if err != nil {
 		return err
@@ -118,7 +118,7 @@ func applyLayer(ctx context.Context, u *unpacker, l v1.Layer, diffID v1.Hash, ca
 		return errors.New("only sha256 digests are supported")
 	}
 	p.Stage("downloading " + what)
-	blob, err := fetchBlob(ctx, cache, digest.String(), p, func(context.Context) (io.ReadCloser, int64, error) {
+	blob, err := fetchBlob(ctx, cache, scratch, digest.String(), p, func(context.Context) (io.ReadCloser, int64, error) {
 		size, err := l.Size()
 		if err != nil {
 			return nil, 0, err

@@ -89,12 +89,12 @@ func (x *xzReader) Close() error {
 }
 
 // unpackTarball fills rootfs with the tarball and returns what was left out.
-func unpackTarball(ctx context.Context, t *Tarball, cache, rootfs string, client *http.Client, p Progress) ([]string, error) {
+func unpackTarball(ctx context.Context, t *Tarball, cache, scratch, rootfs string, client *http.Client, p Progress) ([]string, error) {
 	name := t.Path
 	if t.URL != "" {
 		p.Stage("downloading the archive")
 		var err error
-		if name, err = fetchBlob(ctx, cache, "sha256:"+t.SHA256, p, func(ctx context.Context) (io.ReadCloser, int64, error) {
+		if name, err = fetchBlob(ctx, cache, scratch, "sha256:"+t.SHA256, p, func(ctx context.Context) (io.ReadCloser, int64, error) {
 			return httpBody(ctx, client, t.URL)
 		}); err != nil {
 			return nil, err
@@ -168,9 +168,9 @@ func httpBody(ctx context.Context, client *http.Client, url string) (io.ReadClos
 }
 
 // fetchBlob returns the path of the blob with the digest ("sha256:…") in the cache, downloading it if it is not
-// there. A blob appears under its name only when it is whole and its digest is right, so a killed download leaves
-// nothing that is believed.
-func fetchBlob(ctx context.Context, cache, digest string, p Progress, open func(context.Context) (io.ReadCloser, int64, error)) (string, error) {
+// there. A blob appears under its name only when it is whole and its digest is right: until then it is in scratch, which
+// must be on the same file system.
+func fetchBlob(ctx context.Context, cache, scratch, digest string, p Progress, open func(context.Context) (io.ReadCloser, int64, error)) (string, error) {
 	sum := digest[len("sha256:"):]
 	dir := filepath.Join(cache, "oci")
 	name := filepath.Join(dir, "sha256-"+sum)
@@ -185,7 +185,7 @@ func fetchBlob(ctx context.Context, cache, digest string, p Progress, open func(
 		return "", fmt.Errorf("downloading %s: %w", digest, err)
 	}
 	defer body.Close()
-	tmp, err := os.CreateTemp(dir, "part-*")
+	tmp, err := os.CreateTemp(scratch, "part-*")
 	if err != nil {
 		return "", fmt.Errorf("downloading %s: %w", digest, err)
 	}

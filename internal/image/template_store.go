@@ -330,7 +330,7 @@ func (t *Templates) source(ctx context.Context, d Declaration, cas []Authority, 
 		if err != nil {
 			return nil, err
 		}
-		got, err := pullOCI(ctx, d.OCI, runtime.GOARCH, t.cache, rootfs, transport, p)
+		got, err := pullOCI(ctx, d.OCI, runtime.GOARCH, t.cache, scratch, rootfs, transport, p)
 		if err != nil {
 			return nil, err
 		}
@@ -342,7 +342,7 @@ func (t *Templates) source(ctx context.Context, d Declaration, cas []Authority, 
 			return nil, err
 		}
 		m.Source = "tarball sha256:" + d.Tarball.SHA256
-		m.Warnings, err = unpackTarball(ctx, d.Tarball, t.cache, rootfs, &http.Client{Transport: transport}, p)
+		m.Warnings, err = unpackTarball(ctx, d.Tarball, t.cache, scratch, rootfs, &http.Client{Transport: transport}, p)
 		return nil, err
 	}
 }

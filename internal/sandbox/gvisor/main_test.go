@@ -1,6 +1,7 @@
 package gvisor_test
 
 import (
+	"fmt"
 	"os"
 	"testing"
 
@@ -9,5 +10,9 @@ import (
 
 func TestMain(m *testing.M) {
 	gvisor.MaybeRun()
+	if dir := os.Getenv(serverDir); dir != "" {
+		fmt.Fprintln(os.Stderr, beServer(dir, os.Args[1]))
+		os.Exit(1)
+	}
 	os.Exit(m.Run())
 }

@@ -20,22 +20,28 @@ import (
 // "runsc-gofer" by argv[0], and from the sandbox's boot "/proc/self/exe umount
 // --sync-fd=N PATH". None of these is a command line that a person types.
 func MaybeRun() {
-	switch {
-	case len(os.Args) < 2:
+	if !isHelper(os.Args) {
 		return
-	case os.Args[0] == "runsc-sandbox" || os.Args[0] == "runsc-gofer":
-		if dir := bundleDir(os.Args); dir != "" {
-			if err := prepareLaunch(dir, os.Args[0] == "runsc-sandbox"); err != nil {
-				_ = os.WriteFile(filepath.Join(dir, launchErrorFile), []byte(err.Error()), 0o600)
-				os.Exit(1)
-			}
+	}
+	if dir := bundleDir(os.Args); dir != "" {
+		if err := prepareLaunch(dir, os.Args[0] == "runsc-sandbox"); err != nil {
+			_ = os.WriteFile(filepath.Join(dir, launchErrorFile), []byte(err.Error()), 0o600)
+			os.Exit(1)
 		}
-	case os.Args[0] == "/proc/self/exe" && os.Args[1] == "umount" && len(os.Args) > 2 && strings.HasPrefix(os.Args[2], "--sync-fd="):
-	default:
-		return
 	}
 	maincli.Main()
 	os.Exit(1) // Main exits by itself
+}
+
+// isHelper recognises the command lines that gVisor gives its helpers.
+func isHelper(args []string) bool {
+	switch {
+	case len(args) < 2:
+		return false
+	case args[0] == "runsc-sandbox", args[0] == "runsc-gofer":
+		return true
+	}
+	return args[0] == "/proc/self/exe" && args[1] == "umount" && len(args) > 2 && strings.HasPrefix(args[2], "--sync-fd=")
 }
 
 // launch is what a starting gVisor process does to itself before it runs: its

@@ -1,0 +1,7 @@
+package gvisor
+
+// For the tests outside of the package.
+var (
+	IsHelper = isHelper
+	NameOf   = nameOf
+)

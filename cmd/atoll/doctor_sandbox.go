@@ -29,8 +29,8 @@ func (c *Config) gatewayConfig() (egress.Config, error) {
 	return egress.Config{DenyCIDRs: deny, Exempt: exempt, BlockHosts: c.Egress.BlockHosts}, nil
 }
 
-// checkEgress makes the network of a session, rules and listeners included,
-// and takes it away again.
+// checkEgress makes the network of a session, tries it from the inside, and
+// takes it away again.
 func checkEgress(ctx context.Context, cfg Config) (found string, err error) {
 	config, err := cfg.gatewayConfig()
 	if err != nil {
@@ -47,17 +47,10 @@ func checkEgress(ctx context.Context, cfg Config) (found string, err error) {
 		return "", err
 	}
 	defer func() { err = errors.Join(err, gateway.Shutdown(ctx)) }()
-	policy, err := egress.Compile(egress.Spec{Mode: egress.ModeLimited})
-	if err != nil {
+	if err := gateway.Check(ctx); err != nil {
 		return "", err
 	}
-	if _, err := gateway.Open(ctx, "doctor", egress.Meta{SessionID: "doctor", Source: "sandbox"}, policy); err != nil {
-		return "", errors.Join(err, gateway.Close(ctx, "doctor"))
-	}
-	if err := gateway.Close(ctx, "doctor"); err != nil {
-		return "", err
-	}
-	found = "a session's network can be made"
+	found = "a session's network can be made, and redirects what a sandbox sends"
 	for _, x := range cfg.Egress.Exempt {
 		found += fmt.Sprintf("; exempt: %s at %s", x.Host, x.CIDR)
 	}

@@ -3,15 +3,21 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
+	"github.com/atoll-run/atoll/internal/control"
+	"github.com/atoll-run/atoll/internal/egress"
 	"github.com/atoll-run/atoll/internal/image"
+	"github.com/atoll-run/atoll/internal/sandbox/gvisor"
 )
 
 type templateCmd struct {
@@ -145,21 +151,56 @@ func (c templateBuildCmd) Run(ctx context.Context, io *streams) error {
 	if err := preflight(ctx, cfg); err != nil {
 		return err
 	}
-	templates, err := cfg.templates(nil, nil)
-	if err != nil {
-		return err
-	}
-	progress := image.NewTerminalProgress(io.err, isTerminal(io.err))
-	build := templates.Ensure
-	if c.Rebuild {
-		build = templates.Rebuild
-	}
 	start := time.Now()
-	base, err := build(ctx, c.Name, progress)
-	progress.Close()
+	var base *image.Base
+	err = withBoxes(ctx, cfg, func(open image.OpenBox) error {
+		templates, err := cfg.templates(nil, open)
+		if err != nil {
+			return err
+		}
+		progress := image.NewTerminalProgress(io.err, isTerminal(io.err))
+		defer progress.Close()
+		build := templates.Ensure
+		if c.Rebuild {
+			build = templates.Rebuild
+		}
+		base, err = build(ctx, c.Name, progress)
+		return err
+	})
 	if err != nil {
 		return err
 	}
 	fmt.Fprintf(io.out, "%s %s %s (%s)\n", base.Template, strings.TrimPrefix(base.Digest, "sha256:")[:12], sizeText(base.SizeBytes), time.Since(start).Round(100*time.Millisecond))
 	return nil
+}
+
+// withBoxes calls do with an engine and a gateway of its own, in which a
+// template's package managers are asked where they download from, and takes
+// both away afterwards. A server may run beside it.
+func withBoxes(ctx context.Context, cfg Config, do func(image.OpenBox) error) (err error) {
+	if err := os.MkdirAll(cfg.Cache, 0o711); err != nil {
+		return fmt.Errorf("making the cache directory: %w", err)
+	}
+	dir, err := os.MkdirTemp(nearest(cfg.Data), ".atoll-template-")
+	if err != nil {
+		return fmt.Errorf("making a directory: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	engine, err := gvisor.New(gvisor.Config{Dir: filepath.Join(dir, "sandboxes")})
+	if err != nil {
+		return fmt.Errorf("opening the sandbox engine: %w", err)
+	}
+	defer func() { err = errors.Join(err, engine.Close()) }()
+	config, err := cfg.gatewayConfig()
+	if err != nil {
+		return err
+	}
+	config.Dir = filepath.Join(dir, "networks")
+	network, err := egress.New(config)
+	if err != nil {
+		return fmt.Errorf("opening the network gateway: %w", err)
+	}
+	defer func() { err = errors.Join(err, network.Shutdown(context.WithoutCancel(ctx))) }()
+	boxes := &control.Boxes{Engine: engine, Network: network, Limits: builderLimits(cfg.Limits.limits())}
+	return do(boxes.Open)
 }

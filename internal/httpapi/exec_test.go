@@ -23,6 +23,7 @@ const execPath = "/atoll/v1/sessions/sesn_1/exec"
 // each stream put together, and the end.
 func (r *rig) execLines(body string) (stdout, stderr string, end map[string]any) {
 	r.t.Helper()
+	var out, errs strings.Builder
 	got := r.ask("POST", execPath, body)
 	if got.status != 200 || got.header.Get("Content-Type") != "application/x-ndjson" {
 		r.t.Fatalf("%s: %d %s", body, got.status, got.text)
@@ -45,14 +46,14 @@ func (r *rig) execLines(body string) (stdout, stderr string, end map[string]any)
 		}
 		switch event["type"] {
 		case "stdout":
-			stdout += data
+			out.WriteString(data)
 		case "stderr":
-			stderr += data
+			errs.WriteString(data)
 		case "exit":
 			end = event
 		}
 	}
-	return stdout, stderr, end
+	return out.String(), errs.String(), end
 }
 
 func TestExec(t *testing.T) {

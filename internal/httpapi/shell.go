@@ -59,8 +59,7 @@ func (s *server) shell(w http.ResponseWriter, r *http.Request, caller control.Ca
 	conn.SetReadLimit(shellFrame)
 	screen.open(ctx, conn)
 	go func() {
-		defer cancel()
-		readShell(ctx, conn, keyboard, p)
+		readShell(ctx, conn, keyboard, p, cancel)
 	}()
 	go pingShell(ctx, conn, cancel)
 	exit, err := p.Wait(ctx)
@@ -98,8 +97,9 @@ func shellCommand(q *query) (sandbox.Command, error) {
 	return cmd, q.err
 }
 
-// readShell passes on what the client sends, until it goes.
-func readShell(ctx context.Context, conn *websocket.Conn, keyboard *io.PipeWriter, p sandbox.Process) {
+// readShell passes on what the client sends, until it goes; then it calls gone.
+func readShell(ctx context.Context, conn *websocket.Conn, keyboard *io.PipeWriter, p sandbox.Process, gone context.CancelFunc) {
+	defer gone()
 	for {
 		kind, data, err := conn.Read(ctx)
 		if err != nil {
@@ -114,6 +114,7 @@ func readShell(ctx context.Context, conn *websocket.Conn, keyboard *io.PipeWrite
 		}
 		var msg api.ShellControl
 		if json.Unmarshal(data, &msg) != nil || msg.Type != "resize" || msg.Rows == 0 || msg.Cols == 0 {
+			gone()                                                                             // before Close, which waits for the client's answer
 			_ = conn.Close(websocket.StatusUnsupportedData, "text frames are resize messages") // it is over either way
 			return
 		}

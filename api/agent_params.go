@@ -208,7 +208,7 @@ func (p *BuiltinParams) bind(path string, n *node) error {
 	if err := enum(join(path, "name"), p.Name, BuiltinTools[:]...); err != nil {
 		return err
 	}
-	if p.Type != "" {
+	if n.field("type") != nil {
 		if err := enum(join(path, "type"), p.Type, p.Name); err != nil {
 			return err
 		}

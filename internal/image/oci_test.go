@@ -310,7 +310,7 @@ var errNotYet = errors.New("not yet")
 // eventually polls until f says nil.
 func eventually(t *testing.T, what string, f func() error) {
 	t.Helper()
-	deadline := time.Now().Add(time.Minute)
+	deadline := time.Now().Add(8 * time.Minute)
 	for {
 		err := f()
 		if err == nil {

@@ -153,13 +153,14 @@ func (l *learner) all(ctx context.Context, runtimes map[string][]string) error {
 	for _, name := range managerOrder {
 		tool := all[name]
 		version, err := l.output(ctx, tool.version...)
-		if errors.Is(err, errMissing) {
+		if err != nil {
+			// Not there, or not able to say so much as its version: then nothing can be installed with it.
+			if err := l.warn(ctx, name, err); err != nil {
+				return err
+			}
 			step()
 			step()
 			continue
-		}
-		if err := l.warn(ctx, name, err); err != nil {
-			return err
 		}
 		l.out.Managers[name] = firstVersion(version)
 		regs, err := tool.ask(ctx, l)
@@ -181,6 +182,8 @@ func (l *learner) all(ctx context.Context, runtimes map[string][]string) error {
 		}
 		if v := firstVersion(out); err == nil && v != "" {
 			l.out.Runtimes[name] = v
+		} else {
+			l.out.Warnings = append(l.out.Warnings, "runtime "+name+" does not tell its version")
 		}
 		step()
 	}
@@ -227,7 +230,7 @@ func bracket(host string) string {
 
 // warn records a step that failed. It fails itself only when going on makes no sense.
 func (l *learner) warn(ctx context.Context, what string, err error) error {
-	if err == nil {
+	if err == nil || errors.Is(err, errMissing) {
 		return nil
 	}
 	if ctx.Err() != nil {
@@ -264,16 +267,20 @@ func (l *learner) run(ctx context.Context, limit time.Duration, args ...string) 
 		// A shell finds the program by the sandbox's PATH and says 127 when there is none, whatever the engine would.
 		Args: append([]string{"/bin/sh", "-c", `exec "$@"`, "sh"}, args...), Dir: "/", Stdout: &stdout, Output: &stderr,
 	})
-	said := strings.TrimSpace(lastLine(stderr.String() + "\n" + stdout.String()))
+	signal := ""
+	if exit.Signal != "" {
+		signal = ", " + exit.Signal
+	}
+	said := telling(stderr.String() + "\n" + stdout.String())
 	switch {
 	case sub.Err() != nil && ctx.Err() == nil:
 		return "", fmt.Errorf("no answer within %s: %s", limit, said)
 	case err != nil:
 		return "", &boxError{err}
-	case exit.Code == 127:
+	case exit.Code == 127, exit.Code == 1 && strings.Contains(stderr.String(), "No module named"):
 		return "", errMissing
 	case exit.Code != 0 || exit.Signal != "":
-		return "", fmt.Errorf("%s failed (exit code %d %s): %s", args[0], exit.Code, exit.Signal, strings.TrimSpace(lastLine(stderr.String())))
+		return "", fmt.Errorf("%s failed (exit code %d%s): %s", args[0], exit.Code, signal, telling(stderr.String()))
 	case strings.TrimSpace(stdout.String()) == "":
 		return stderr.String(), nil
 	}
@@ -290,9 +297,15 @@ func (b *boundedBuffer) Write(p []byte) (int, error) {
 
 func (b *boundedBuffer) String() string { return b.b.String() }
 
-func lastLine(s string) string {
-	s = strings.TrimSpace(s)
-	return s[strings.LastIndexByte(s, '\n')+1:]
+// telling picks the line of a tool's output that tells most: the last one that speaks of an error, else the last.
+func telling(s string) string {
+	lines := strings.Split(strings.TrimSpace(s), "\n")
+	for _, line := range slices.Backward(lines) {
+		if strings.Contains(strings.ToLower(line), "error") {
+			return strings.TrimSpace(line)
+		}
+	}
+	return strings.TrimSpace(lines[len(lines)-1])
 }
 
 var versionPattern = regexp.MustCompile(`\d+(\.\d+)+[a-z0-9]*`)

@@ -2,6 +2,8 @@ package image
 
 import (
 	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -37,3 +39,63 @@ func TestSlim(t *testing.T) {
 	}
 	t.Logf("%s %d MB %v", b.Dir, b.SizeBytes>>20, b.Env)
 }
+
+// TestKilledBootstrap kills a process while dpkg installs: nothing of it goes on, and the next bootstrap downloads no
+// package again.
+func TestKilledBootstrap(t *testing.T) {
+	needRoot(t)
+	t.Parallel()
+	cache := t.TempDir()
+	d := Declaration{Name: "tiny", Debian: &Debian{Suite: "trixie"}}
+	cmd, out := startChild(t, cache, d)
+	eventually(t, "the packages are installed", func() error {
+		if len(globDirs(filepath.Join(cache, "scratch", "*", "version", "rootfs", "var", "log", "dpkg.log"))) == 0 {
+			return errNotYet
+		}
+		return nil
+	})
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	debs := len(globDirs(filepath.Join(cache, "debs", "*.deb")))
+	if debs == 0 {
+		t.Fatalf("no downloads were kept:\n%s", out)
+	}
+	ts, err := NewTemplates(TemplatesConfig{CacheDir: cache, Declarations: []Declaration{d}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	logs := &logged{}
+	b, err := ts.Ensure(t.Context(), "tiny", logs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range logs.lines {
+		if strings.HasPrefix(line, "Get:") && !strings.Contains(line, "InRelease") && !strings.Contains(line, "Packages") {
+			t.Errorf("downloaded again: %s", line)
+		}
+	}
+	if n := len(globDirs(filepath.Join(cache, "debs", "*.deb"))); n != debs {
+		t.Errorf("%d archives, then %d", debs, n)
+	}
+	if left := globDirs(filepath.Join(cache, "scratch", "*")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+	mounts, err := os.ReadFile("/proc/mounts")
+	if err != nil || strings.Contains(string(mounts), cache) {
+		t.Errorf("mounts are left: %v", err)
+	}
+	for _, gone := range []string{"etc/resolv.conf", "etc/hostname", "dev/null"} {
+		if _, err := os.Lstat(filepath.Join(b.Dir, gone)); err == nil {
+			t.Errorf("%s of this host is in the template", gone)
+		}
+	}
+}
+
+// logged keeps the lines of tools.
+type logged struct{ lines []string }
+
+func (*logged) Stage(string)      {}
+func (*logged) Percent(float64)   {}
+func (l *logged) Log(line string) { l.lines = append(l.lines, line) }

@@ -130,6 +130,7 @@ func (e *Engine) room() error {
 // build makes all parts of a sandbox in its empty directory. On error the
 // caller destroys what there is.
 func (e *Engine) build(ctx context.Context, p place, s sandbox.Spec) error {
+	clock := newStopwatch()
 	m := meta{Labels: s.Labels, CreatedAt: time.Now().UTC(), Env: s.Env, Dir: s.Dir, Network: s.NetNS != ""}
 	if err := writeJSON(p.meta(), m); err != nil {
 		return err
@@ -142,15 +143,18 @@ func (e *Engine) build(ctx context.Context, p place, s sandbox.Spec) error {
 	if err := e.disks.create(ctx, s.Limits.DiskBytes, p.image(), p.disk()); err != nil {
 		return err
 	}
+	clock.lap("disk")
 	if err := errors.Join(os.Mkdir(p.upper(), 0o755), os.Mkdir(p.work(), 0o700), os.Chmod(p.upper(), 0o755)); err != nil {
 		return err
 	}
 	if err := mountOverlay(p.root(), s.Layers, p.upper(), p.work()); err != nil {
 		return err
 	}
+	clock.lap("overlay")
 	if err := fill(p.root(), s); err != nil {
 		return err
 	}
+	clock.lap("files")
 	if err := e.cgroups.create(s.ID, s.Limits); err != nil {
 		return err
 	}
@@ -159,10 +163,15 @@ func (e *Engine) build(ctx context.Context, p place, s sandbox.Spec) error {
 	if err := writeJSON(filepath.Join(p.bundle(), launchFile), l); err != nil {
 		return err
 	}
+	clock.lap("cgroups")
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return e.start(p, s, m)
+	if err := e.start(p, s, m, clock); err != nil {
+		return err
+	}
+	e.log.DebugContext(ctx, "sandbox created", "sandbox", s.ID, clock.attr())
+	return nil
 }
 
 // fill puts the spec's directories and files over the layers.
@@ -189,7 +198,7 @@ func fill(root string, s sandbox.Spec) error {
 }
 
 // start runs gVisor with the guest in it and limits its processes.
-func (e *Engine) start(p place, s sandbox.Spec, m meta) error {
+func (e *Engine) start(p place, s sandbox.Spec, m meta, clock *stopwatch) error {
 	conf, err := e.gvisorConfig(p, m.Network)
 	if err != nil {
 		return err
@@ -210,13 +219,16 @@ func (e *Engine) start(p place, s sandbox.Spec, m meta) error {
 	if err != nil {
 		return fmt.Errorf("starting gvisor: %w", err)
 	}
+	clock.lap("gvisor_new")
 	e.reaper.add(c.GoferPid.Load(), c.Sandbox.Getpid())
 	if err := c.Start(conf); err != nil {
 		return fmt.Errorf("starting gvisor: %w", err)
 	}
+	clock.lap("gvisor_start")
 	if err := awaitGuest(ready); err != nil {
 		return fmt.Errorf("starting guest: %w", err)
 	}
+	clock.lap("guest")
 	if err := os.WriteFile(p.ready(), nil, 0o600); err != nil {
 		return err
 	}

@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -191,6 +193,32 @@ func TestNothingLeft(t *testing.T) {
 	eventually(t, "no descriptor is left", func() bool { return countFiles(t) <= descriptors })
 }
 
+func TestBurst(t *testing.T) {
+	layer := sandboxtest.Rootfs(t)
+	engine := open(t, t.TempDir())
+	ctx := context.Background()
+	var all sync.WaitGroup
+	for i := range 8 {
+		all.Go(func() {
+			id := fmt.Sprint("burst-", i)
+			if err := engine.Create(ctx, sandbox.Spec{ID: id, Layers: []string{layer}}); err != nil {
+				t.Error(err)
+				return
+			}
+			process, err := engine.Exec(ctx, id, sandbox.Command{Args: []string{"true"}})
+			if err != nil {
+				t.Error(err)
+			} else if exit, err := process.Wait(ctx); err != nil || exit.Code != 0 {
+				t.Error(exit, err)
+			}
+			if err := engine.Destroy(ctx, id); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+}
+
 func TestTwoServers(t *testing.T) {
 	t.Parallel()
 	layer := sandboxtest.Rootfs(t)
@@ -296,7 +324,15 @@ func eventually(t *testing.T, what string, ok func() bool) {
 
 func BenchmarkCreate(b *testing.B) {
 	layer := sandboxtest.Rootfs(b)
-	engine := open(b, b.TempDir())
+	config := gvisor.Config{Dir: b.TempDir()}
+	if testing.Verbose() {
+		config.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	engine, err := gvisor.New(config)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer engine.Close()
 	ctx := context.Background()
 	var creates, execs, destroys []time.Duration
 	spec := sandbox.Spec{ID: "bench", Layers: []string{layer}}

@@ -40,8 +40,12 @@ type Manifest struct {
 	Warnings []string `json:"warnings,omitempty"`
 }
 
+// learnedFormat is raised when learning has become better: what an older one stored does not count.
+const learnedFormat = "2"
+
 // learned is what asking a built version's tools told; it is stored beside the manifest, which never changes.
 type learned struct {
+	Format     string            `json:"format"`
 	Managers   map[string]string `json:"managers"`
 	Runtimes   map[string]string `json:"runtimes"`
 	Registries []Registry        `json:"registries"`
@@ -125,7 +129,9 @@ func readManifest(dir string) (*Manifest, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading what was learned: %w", err)
 	}
-	m.add(l)
+	if l.Format == learnedFormat { // else it is learned again
+		m.add(l)
+	}
 	return &m, nil
 }
 

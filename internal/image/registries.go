@@ -138,7 +138,7 @@ func (t *Templates) learn(ctx context.Context, m *Manifest, p Progress) (_ *Mani
 		return nil, fmt.Errorf("learning registries: %w", err)
 	}
 	defer func() { err = errors.Join(err, box.Close(context.WithoutCancel(ctx))) }()
-	l := &learner{box: box, p: p, out: learned{Managers: map[string]string{}, Runtimes: map[string]string{}, Registries: []Registry{}}}
+	l := &learner{box: box, p: p, out: learned{Format: learnedFormat, Managers: map[string]string{}, Runtimes: map[string]string{}, Registries: []Registry{}}}
 	if err := l.all(ctx, m.Declaration.Runtimes); err != nil {
 		return nil, fmt.Errorf("learning registries: %w", err)
 	}
@@ -203,8 +203,14 @@ func (l *learner) probe(ctx context.Context, name string, tool toolOf) error {
 	for _, c := range l.box.Reached() {
 		after[Contact{Host: c.Host, Port: c.Port, Allowed: c.Allowed}] += c.Count
 	}
+	reached := map[string]bool{}
 	for c, n := range after {
-		if n <= before[c] {
+		if c.Allowed && n > before[c] {
+			reached[c.Host] = true
+		}
+	}
+	for c, n := range after {
+		if n <= before[c] || !c.Allowed && reached[c.Host] {
 			continue
 		}
 		r, ok := hostRegistry(name, fmt.Sprintf("%s:%d", bracket(c.Host), c.Port), "observed")
@@ -213,7 +219,7 @@ func (l *learner) probe(ctx context.Context, name string, tool toolOf) error {
 		}
 		if !c.Allowed {
 			l.out.Warnings = append(l.out.Warnings, fmt.Sprintf(
-				"%s: the network guard refused %s, as it does internal addresses: if this registry is meant, add it to egress.exempt in the configuration", name, r.Host))
+				"%s: the network refused %s port %d: if the registry's address is internal, allow it under egress.exempt in the configuration", name, c.Host, c.Port))
 			continue
 		}
 		l.out.Registries = append(l.out.Registries, r)

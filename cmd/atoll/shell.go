@@ -125,7 +125,7 @@ func converse(ctx context.Context, conn *websocket.Conn, in *os.File, out io.Wri
 // sendSizes tells the size of the terminal, now and whenever it changes.
 func sendSizes(ctx context.Context, conn *websocket.Conn, in *os.File, resized <-chan os.Signal) {
 	for {
-		if cols, rows, err := term.GetSize(int(in.Fd())); err == nil {
+		if cols, rows, err := term.GetSize(int(in.Fd())); err == nil && rows > 0 && cols > 0 {
 			b, err := json.Marshal(shellMessage{Type: "resize", Rows: rows, Cols: cols})
 			if err != nil || conn.Write(ctx, websocket.MessageText, b) != nil {
 				return

@@ -2,6 +2,7 @@ package image
 
 import (
 	"errors"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -93,7 +94,7 @@ func TestDeadRegistries(t *testing.T) {
 		return &other
 	}
 	h := &boxHooks{}
-	b, err := NewBuilder(BuilderConfig{LayersDir: t.TempDir(), OpenBox: openChroot(t, h), Backoff: []time.Duration{time.Millisecond, time.Millisecond}})
+	b, err := NewBuilder(BuilderConfig{LayersDir: t.TempDir(), OpenBox: openChroot(t, h), Backoff: []time.Duration{time.Millisecond, time.Millisecond}, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,167 @@
+package image
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+	"unicode/utf8"
+)
+
+// Words that tools say, as recorded; the cases that can be made cheaply are
+// made for real elsewhere.
+func TestClassify(t *testing.T) {
+	tests := []struct {
+		manager, output string
+		kind            Kind
+		pkg             string
+	}{
+		{"pip", "ERROR: Could not find a version that satisfies the requirement six==9 (from versions: 1.0, 1.1)\nERROR: No matching distribution found for six==9", KindVersionNotFound, "six"},
+		{"pip", "src/x.c:1:10: fatal error: mysql.h: No such file or directory\nerror: command '/usr/bin/gcc' failed with exit code 1\nERROR: Failed building wheel for mysqlclient", KindInstallError, "mysqlclient"},
+		{"pip", "gcc: fatal error: Killed signal terminated program cc1\nERROR: Failed building wheel for big", KindOutOfMemory, ""},
+		{"pip", "RuntimeError: can't start new thread", KindTooManyProcesses, ""},
+		{"pip", "WARNING: Retrying (Retry(total=0)) after connection broken by 'ReadTimeoutError(\"Read timed out.\")': /simple/x/\nERROR: No matching distribution found for x", KindRegistryUnreachable, ""},
+		{"npm", "npm error code E404\nnpm error 404 Not Found - GET http://r.example.com/x - Not found\nnpm error 404  'x@*' is not in this registry.", KindPackageNotFound, "x"},
+		{"npm", "npm error code E503\nnpm error 503 Service Unavailable - GET http://r.example.com/x", KindRegistryUnreachable, ""},
+		{"npm", "npm error code 1\nnpm error path /usr/local/lib/node_modules/@a/b\nnpm error command failed", KindInstallError, "@a/b"},
+		{"npm", "npm error code ENOSPC", KindDiskFull, ""},
+		{"npm", "npm error code ENOTFOUND\nnpm error network request to http://r.example.com/x failed, reason: getaddrinfo ENOTFOUND r.example.com", KindRegistryUnreachable, ""},
+		{"apt", "E: Unable to locate package nope", KindPackageNotFound, "nope"},
+		{"apt", "E: Package 'nope' has no installation candidate", KindPackageNotFound, "nope"},
+		{"apt", "The following packages have unmet dependencies:\nE: Unable to correct problems, you have held broken packages.", KindConflict, ""},
+		{"apt", "Some packages could not be installed.\nE: Packages need to be removed but remove is disabled.", KindConflict, ""},
+		{"apt", "dpkg: error processing package foo (--configure):\n installed foo package post-installation script subprocess returned error exit status 1", KindInstallError, "foo"},
+		{"apt", "E: Failed to fetch http://deb.example.com/x  Could not connect to deb.example.com:80", KindRegistryUnreachable, ""},
+		{"apt", "E: Failed to fetch http://deb.example.com/x  503  Service Unavailable [IP: 192.0.2.1 80]", KindRegistryUnreachable, ""},
+		{"apt", "dpkg: error: failed to write: No space left on device", KindDiskFull, ""},
+		{"cargo", "error: could not compile `big` (lib) due to 2 previous errors\nerror: failed to compile `big v1.0.0`, intermediate artifacts can be found at", KindInstallError, "big"},
+		{"cargo", "rustc: (signal: 9, SIGKILL: kill)\nerror: could not compile `big`", KindOutOfMemory, ""},
+		{"cargo", "warning: spurious network error (2 tries remaining): [6] Could not resolve hostname\nerror: failed to get", KindRegistryUnreachable, ""},
+		{"gem", "ERROR:  Could not find a valid gem 'nope' (>= 0) in any repository", KindPackageNotFound, "nope"},
+		{"gem", "ERROR:  Could not find a valid gem 'rails' (= 99.0) in any repository", KindVersionNotFound, "rails"},
+		{"gem", "ERROR:  Could not find a valid gem 'x' (>= 0), here is why:\n  Unable to download data from http://g.example.com/ - bad response Service Unavailable 503", KindRegistryUnreachable, ""},
+		{"gem", "ERROR:  Error installing nokogiri:\n\tERROR: Failed to build gem native extension.", KindInstallError, "nokogiri"},
+		{"go", "go: module example.com/x: reading http://p.example.com/example.com/x/@v/list: 404 Not Found", KindPackageNotFound, "example.com/x"},
+		{"go", "go: example.com/x@v9.9.9: reading http://p.example.com/example.com/x/@v/v9.9.9.info: 404 Not Found", KindVersionNotFound, "example.com/x"},
+		{"go", "go: example.com/x@latest: module example.com/x: Get \"http://p.example.com/\": dial tcp 192.0.2.1:80: connect: connection refused", KindRegistryUnreachable, ""},
+	}
+	for _, tt := range tests {
+		e := evidence{manager: tt.manager, current: -1, exit: BoxExit{Code: 1}, lines: strings.Split(tt.output, "\n"),
+			specs: []spec{{text: "first", name: "first"}, {text: "second", name: "second"}}}
+		f := classify(e)
+		if f.Kind != tt.kind || f.Package != tt.pkg || !strings.HasPrefix(f.Message, tt.manager+": ") || f.ExitCode != 1 {
+			t.Errorf("%s: %q is %s %q: %s", tt.manager, tt.output, f.Kind, f.Package, f.Message)
+		}
+	}
+}
+
+func TestTail(t *testing.T) {
+	var lines []string
+	for i := range 50 {
+		lines = append(lines, fmt.Sprint("line ", i))
+	}
+	if got := tailOf(lines); len(got) != 20 || got[19] != "line 49" {
+		t.Errorf("tail is %q", got)
+	}
+	long := slices.Repeat([]string{strings.Repeat("x", 1000)}, 30)
+	if got := tailOf(long); len(got) != 4 {
+		t.Errorf("%d long lines", len(got))
+	}
+	if got := tailOf(nil); got == nil || len(got) != 0 {
+		t.Errorf("tail of nothing is %v", got)
+	}
+}
+
+func TestCleanLine(t *testing.T) {
+	for in, want := range map[string]string{
+		"plain\r\n":      "plain",
+		"10%\r50%\r100%": "100%",
+		"\x1b[31mred\x1b[0m \x1b]0;title\x07text":  "red text",
+		"a\x00b\x07c\tд\xff":                       "abc д\ufffd",
+		"hidden \u202etxet":                        "hidden txet",
+		"\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\": "link",
+		"\x1b": "",
+	} {
+		if got := cleanLine([]byte(in)); got != want {
+			t.Errorf("%q became %q, want %q", in, got, want)
+		}
+	}
+}
+
+func FuzzCleanLine(f *testing.F) {
+	f.Add([]byte("\x1b[31mred\x1b[0m\r\n"))
+	f.Add([]byte("\x1b]0;x"))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		got := cleanLine(raw)
+		if !utf8.ValidString(got) || len(got) > maxLine+4 || strings.ContainsFunc(got, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
+			t.Fatalf("%q became %q", raw, got)
+		}
+	})
+}
+
+// Listings come out of a sandbox: no parser may fail badly on them.
+func FuzzListings(f *testing.F) {
+	f.Add([]byte("jq\t1.7\tamd64\tinstalled\tx (= 1), y\n"))
+	f.Add([]byte("ripgrep v14.1.0:\n    rg\n"))
+	f.Add([]byte("rake (13.2.1, default: 13.1.0)\n"))
+	f.Add([]byte("/usr/local/bin/x: go1.24\n\tpath\ta.b/x\n\tmod\ta.b/x\tv1\th1:x\n"))
+	f.Add([]byte(`{"dependencies":{"a":{"version":"1","dependencies":{"b":{"version":"2"}}}}}`))
+	f.Add([]byte(`[{"name":"six","version":"1"}]`))
+	f.Fuzz(func(t *testing.T, out []byte) {
+		for m, r := range recipes {
+			list, _ := r.parse(out)
+			for _, p := range list {
+				if cleanLine([]byte(p.Name)) != p.Name || len(p.Name) > 310 || len(p.Version) > 310 {
+					t.Fatalf("%s: %q", m, p.Name)
+				}
+			}
+		}
+	})
+}
+
+func TestLog(t *testing.T) {
+	var l, sink Log
+	l.follow(&sink)
+	var wg sync.WaitGroup
+	var got []Line
+	wg.Go(func() {
+		for from := 0; ; {
+			lines, next, done, changed := l.Read(from)
+			got = append(got, lines...)
+			from = next
+			if done {
+				return
+			}
+			<-changed
+		}
+	})
+	for i := range 100 {
+		l.add(Line{Time: time.Now(), Manager: "pip", Text: fmt.Sprint(i)})
+	}
+	l.close()
+	wg.Wait()
+	if len(got) != 100 || got[99].Text != "99" {
+		t.Errorf("the follower has %d lines", len(got))
+	}
+	if lines, next, _, _ := sink.Read(98); len(lines) != 2 || next != 100 {
+		t.Errorf("the sink has %v, %d", lines, next)
+	}
+
+	var long Log
+	for i := range 20_000 {
+		long.add(Line{Manager: "npm", Text: fmt.Sprintf("%05d %s", i, strings.Repeat("x", 94))})
+	}
+	lines, next, _, _ := long.Read(0)
+	size := len(long.Text())
+	if next != 20_000 || size > 2*(logHead+logTail) || lines[0].Text[:5] != "00000" || lines[len(lines)-1].Text[:5] != "19999" {
+		t.Errorf("next %d, %d bytes", next, size)
+	}
+	if !slices.ContainsFunc(lines, func(l Line) bool { return strings.Contains(l.Text, "lines elided") }) {
+		t.Error("nothing says that lines are missing")
+	}
+	if tail, next, _, _ := long.Read(19_999); len(tail) != 1 || next != 20_000 {
+		t.Errorf("the end reads as %d lines, %d", len(tail), next)
+	}
+}

@@ -14,7 +14,7 @@ def refused(kind, error_type, call, code=None):
     try:
         call()
     except anthropic.APIStatusError as e:
-        assert type(e) is kind, f"{type(e)} instead of {kind}: {e}"
+        assert isinstance(e, kind), f"{type(e)} instead of {kind}: {e}"
         assert e.body["error"]["type"] == error_type, e.body
         assert e.request_id and e.request_id == e.body["request_id"], e.body
         if code:

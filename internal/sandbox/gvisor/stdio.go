@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"syscall"
 	"time"
 
@@ -246,13 +245,4 @@ func (o *output) drain(buf []byte) {
 		o.write(buf[:n])
 		left -= n
 	}
-}
-
-// SignalNumber returns the number of a signal by its name, "SIGTERM" or "15".
-func SignalNumber(name string) (int, bool) {
-	if n, err := strconv.Atoi(name); err == nil {
-		return n, n >= 1 && n <= 64
-	}
-	n := unix.SignalNum(name)
-	return int(n), n != 0
 }

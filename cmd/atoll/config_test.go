@@ -1,0 +1,176 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// valid is a configuration that is accepted as it is.
+func valid(t *testing.T) Config {
+	t.Helper()
+	dir := t.TempDir()
+	return Config{Listen: "127.0.0.1:8400", Data: filepath.Join(dir, "data"), Cache: filepath.Join(dir, "cache"), LogLevel: "info"}
+}
+
+func TestConfigFile(t *testing.T) {
+	t.Parallel()
+	cfg := valid(t)
+	err := cfg.parse("atoll.yaml", []byte(`
+templates:
+  - name: team
+    from: slim
+    debian: {packages: [jq]}
+registries:
+  "*": {npm: [npm.example.com], pip: ["+pip.example.com:8443"]}
+egress:
+  exempt: [{host: npm.example.com, cidr: 10.1.2.0/24, ports: [443]}]
+  deny_cidrs: [203.0.113.0/24]
+  block_hosts: ["*.ads.example.com"]
+limits: {memory: 512MiB, cpus: 1.5, processes: 100, disk: 2GiB}
+packages: {manager_timeout: 15m, max_age: 24h, max_parallel: 2}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cfg.validate(); err != nil {
+		t.Fatal(err)
+	}
+	want := LimitsConfig{Memory: 512 << 20, CPUs: 1.5, Processes: 100, Disk: 2 << 30}
+	if diff := cmp.Diff(want, cfg.Limits); diff != "" {
+		t.Error(diff)
+	}
+	if got := time.Duration(cfg.Packages.ManagerTimeout); got != 15*time.Minute {
+		t.Errorf("manager_timeout: got %v", got)
+	}
+	if cfg.Templates[0].Name != "team" || cfg.Egress.Exempt[0].Ports[0] != 443 {
+		t.Errorf("got %+v", cfg)
+	}
+}
+
+// TestConfigRefusals gives configurations that are wrong, and what has to be
+// said about each: everything at once.
+func TestConfigRefusals(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		yaml string
+		set  func(*Config)
+		want []string
+	}{
+		"unknown fields, all of them":  {yaml: "limit: {}\negress: {exmept: []}\n", want: []string{"limit", "exmept"}},
+		"two documents":                {yaml: "limits: {}\n---\nlimits: {}\n", want: []string{"more than one document"}},
+		"not YAML":                     {yaml: "limits: [", want: []string{"atoll.yaml"}},
+		"sizes and spans":              {yaml: "limits: {memory: 5GB, disk: -1}\npackages: {max_age: 1d}\n", want: []string{"5GB", "-1", "1d"}},
+		"too small":                    {yaml: "limits: {memory: 1MiB, disk: 1MiB, cpus: -1, processes: -1}\n", want: []string{"limits.memory", "limits.disk", "limits.cpus", "limits.processes"}},
+		"a size that overflows":        {yaml: "limits: {memory: 9223372036854775807KiB}\n", want: []string{"is not a size"}},
+		"egress":                       {yaml: "egress: {exempt: [{host: a b, cidr: x, ports: [0]}], deny_cidrs: [y], block_hosts: ['*']}\n", want: []string{"exempt[0]: host", "exempt[0]: cidr", "exempt[0]: ports", "deny_cidrs[0]", "block_hosts[0]"}},
+		"a manager nobody knows":       {yaml: "registries: {'*': {brew: [a.example.com]}}\n", want: []string{"brew"}},
+		"a template without a source":  {yaml: "templates: [{name: x}]\n", want: []string{"exactly one of debian, oci and tarball"}},
+		"an authority's file":          {yaml: "ca_file: /does/not/exist\n", want: []string{"ca_file"}},
+		"listen, level, format":        {set: func(c *Config) { c.Listen, c.LogLevel, c.LogFormat = "8400", "loud", "xml" }, want: []string{"listen", "log-level", "log-format"}},
+		"a port that is none":          {set: func(c *Config) { c.Listen = "127.0.0.1:http" }, want: []string{"not a port"}},
+		"a short key":                  {set: func(c *Config) { c.APIKey = "x" }, want: []string{"ATOLL_API_KEY"}},
+		"data inside the cache":        {set: func(c *Config) { c.Data = c.Cache + "/data" }, want: []string{"must not be inside"}},
+		"data and cache are the same":  {set: func(c *Config) { c.Data = c.Cache }, want: []string{"must not be inside"}},
+		"a negative number of builds":  {yaml: "packages: {max_parallel: -1}\n", want: []string{"max_parallel"}},
+		"a registry that is no host":   {yaml: "registries: {'*': {npm: ['https://npm.example.com/x']}}\n", want: []string{"npm"}},
+		"a template declared twice":    {yaml: "templates: [{name: x, from: slim}, {name: x, from: slim}]\n", want: []string{"declared twice"}},
+		"registries of no template":    {yaml: "registries: {nothing: {npm: [a.example.com]}}\n", want: []string{"nothing"}},
+		"a template from nowhere":      {yaml: "templates: [{name: x, from: nowhere}]\n", want: []string{"nowhere"}},
+		"a number where a list should": {yaml: "templates: 3\nregistries: 4\n", want: []string{"line 1", "line 2"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cfg := valid(t)
+			err := cfg.parse("atoll.yaml", []byte(test.yaml))
+			if err == nil {
+				if test.set != nil {
+					test.set(&cfg)
+				}
+				err = cfg.validate()
+			}
+			if err == nil {
+				t.Fatal("accepted")
+			}
+			for _, want := range test.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("%q is not in:\n%v", want, err)
+				}
+			}
+		})
+	}
+}
+
+// TestConfigurationDocument holds docs/configuration.md to the struct: every
+// field of the file and every variable has its row, and no row is left over.
+func TestConfigurationDocument(t *testing.T) {
+	t.Parallel()
+	content, err := os.ReadFile("../../docs/configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	documented := map[string]bool{}
+	for line := range strings.Lines(string(content)) {
+		if name, ok := strings.CutPrefix(line, "| `"); ok {
+			name, _, _ = strings.Cut(name, "`")
+			documented[name] = true
+		}
+	}
+	want := map[string]bool{"ATOLL_API_KEY": true, "ATOLL_URL": true}
+	fieldNames(reflect.TypeFor[Config](), "", want)
+	for _, flags := range []reflect.Type{reflect.TypeFor[serveCmd](), reflect.TypeFor[clientFlags]()} {
+		settingNames(flags, want)
+	}
+	if diff := cmp.Diff(want, documented); diff != "" {
+		t.Errorf("docs/configuration.md and the settings differ (-settings +document):\n%s", diff)
+	}
+}
+
+// fieldNames adds the path of each YAML field that is not a group of others.
+func fieldNames(typ reflect.Type, prefix string, into map[string]bool) {
+	for i := range typ.NumField() {
+		field := typ.Field(i)
+		name, _, _ := strings.Cut(field.Tag.Get("yaml"), ",")
+		if name == "-" || name == "" {
+			continue
+		}
+		kind := field.Type
+		if kind.Kind() == reflect.Slice && kind.Elem().PkgPath() == typ.PkgPath() {
+			kind = kind.Elem()
+		}
+		if kind.Kind() == reflect.Struct && kind.PkgPath() == typ.PkgPath() {
+			fieldNames(kind, prefix+name+".", into)
+			continue
+		}
+		into[prefix+name] = true
+	}
+}
+
+func settingNames(typ reflect.Type, into map[string]bool) {
+	for i := range typ.NumField() {
+		field := typ.Field(i)
+		if field.Anonymous {
+			settingNames(field.Type, into)
+		}
+		if name := field.Tag.Get("setting"); name != "" {
+			into[name] = true
+		}
+	}
+}
+
+func FuzzConfigFile(f *testing.F) {
+	f.Add([]byte("limits: {memory: 1GiB}\n"))
+	f.Add([]byte("templates: [{name: x, from: slim}]\negress: {deny_cidrs: [10.0.0.0/8]}\n"))
+	f.Add([]byte("packages: {max_age: 1h}\n---\n"))
+	f.Fuzz(func(t *testing.T, content []byte) {
+		cfg := Config{Listen: "127.0.0.1:0", Data: "/nowhere/data", Cache: "/nowhere/cache", LogLevel: "info"}
+		if cfg.parse("fuzz", content) == nil && cfg.CAFile == "" {
+			_ = cfg.validate() // it must not panic
+		}
+	})
+}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -63,7 +64,13 @@ func (s *slot) serveDNSConn(c net.Conn) {
 
 // answer makes the reply to one message, or nil if there is to be none. Nothing
 // that is asked here leaves this function: no upstream, no log of raw names.
-func (s *slot) answer(message []byte) []byte {
+func (s *slot) answer(message []byte) (reply []byte) {
+	defer func() {
+		if p := recover(); p != nil { // one message, not the server
+			s.gateway.log.Error("panic while answering a DNS question", "panic", p, "stack", string(debug.Stack()))
+			reply = nil
+		}
+	}()
 	st := s.state.Load()
 	return dnsReply(message, func(name string) (dnsmessage.RCode, netip.Addr) {
 		if st == nil {

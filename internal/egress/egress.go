@@ -47,11 +47,12 @@ const (
 	gatewayPort    = 15001
 )
 
-// Files returns what a sandbox in such a network needs under /etc, path to
-// content. The map is the caller's own.
+// Files returns what a sandbox in such a network needs, path to content: the
+// resolver's settings and the names of its own loopback. The map is the
+// caller's own.
 func Files() map[string][]byte {
 	return map[string][]byte{
-		"/etc/resolv.conf":   []byte("nameserver " + gatewayAddress + "\noptions timeout:2 attempts:2\n"),
-		"/etc/nsswitch.conf": []byte("passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nservices: files\nprotocols: files\n"),
+		"/etc/resolv.conf": []byte("nameserver " + gatewayAddress + "\noptions timeout:2 attempts:2\n"),
+		"/etc/hosts":       []byte("127.0.0.1 localhost\n"),
 	}
 }

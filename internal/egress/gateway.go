@@ -249,7 +249,7 @@ func (g *Gateway) reopen(home home) (*slot, error) {
 	defer p.close()
 	// The rules were there all the time. Installing them again, in one step,
 	// makes sure that they are this version's.
-	err = stepError("installing nf_tables rules", inNamespace(p.gateway, func() error { return installRules(g.config.Limits.Connections) }))
+	err = stepError("installing nf_tables rules", inNamespace(p.gateway, func() error { return installRules(g.config.Limits.Connections, true) }))
 	if err != nil {
 		st.names.close()
 		return nil, err

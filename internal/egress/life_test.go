@@ -322,8 +322,10 @@ func TestE226NothingLeft(t *testing.T) {
 				if code, _, _, err := b.get("http://ok.example.com/"); err != nil || code != 200 {
 					t.Errorf("%d %v", code, err)
 				}
-				if _, err := b.dial("tcp", "198.18.1.0:80"); err != nil { // left open
+				open, err := b.dial("tcp", "198.18.1.0:80")
+				if err != nil {
 					t.Error(err)
+					continue
 				}
 				if err := g.Close(context.Background(), id); err != nil {
 					t.Error(err)
@@ -331,6 +333,7 @@ func TestE226NothingLeft(t *testing.T) {
 				if err := g.Close(context.Background(), id); err != nil {
 					t.Errorf("closing again: %v", err)
 				}
+				_ = open.Close()
 			}
 		})
 	}
@@ -462,6 +465,7 @@ func TestLimits(t *testing.T) {
 		if open != 4 {
 			t.Errorf("%d connections open, want 4", open)
 		}
+		b.wantReason(ReasonConnectionLimit)
 	})
 	t.Run("rate", func(t *testing.T) {
 		g := w.gateway(func(c *Config) { c.Limits.ConnectionRate = 1 })
@@ -519,6 +523,32 @@ func TestOnDecision(t *testing.T) {
 	}
 	if data, err := json.Marshal(rs[0]); err != nil || !strings.Contains(string(data), `"session_id":"m"`) {
 		t.Errorf("%s %v", data, err)
+	}
+}
+
+// E218: a panic ends what it happened in, and nothing else.
+func TestE218Panic(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "ok.example.com", "boom.example.com")
+	g := w.gateway(func(c *Config) {
+		c.OnDecision = func(r Record) {
+			if r.Host == "boom.example.com" || r.ClaimedHost == "boom.example.com" {
+				panic("boom")
+			}
+		}
+	})
+	b := w.open(g, "p", Spec{Mode: ModeLimited, AllowedHosts: []string{"ok.example.com", "boom.example.com"}})
+	for _, f := range []func() error{
+		func() error { _, err := b.tls(b.to("boom.example.com", 443), "boom.example.com"); return err },
+		func() error { _, _, _, err := b.get("http://boom.example.com/"); return err },
+		func() error { _, err := b.tls(b.mustDial("198.18.0.1:443"), "boom.example.com"); return err },
+	} {
+		if err := f(); err == nil {
+			t.Error("no error")
+		}
+		if code, _, _, err := b.get("http://ok.example.com/"); err != nil || code != 200 {
+			t.Errorf("afterwards: %d %v", code, err)
+		}
 	}
 }
 

@@ -96,7 +96,7 @@ func makePair(connections int) (_ *pair, err error) {
 		if err := setUpGateway(p.runtime); err != nil {
 			return err
 		}
-		return stepError("installing nf_tables rules", installRules(connections))
+		return stepError("installing nf_tables rules", installRules(connections, false))
 	})
 	if err != nil {
 		return nil, err

@@ -12,19 +12,20 @@ import (
 const tableName = "atoll"
 
 // installRules installs the rules of a gateway namespace, in which the calling
-// thread is. It is one transaction: the old set stands until the whole new one
-// does. The rules deliver traffic to the stub and the gateway; without them
-// nothing is delivered anywhere, since the namespace has no route.
-func installRules(connections int) error {
+// thread is. It is one transaction: with replace, the old set stands until the
+// whole new one does. The rules deliver traffic to the stub and the gateway;
+// without them nothing is delivered anywhere, since the namespace has no route.
+func installRules(connections int, replace bool) error {
 	c, err := nftables.New()
 	if err != nil {
 		return err
 	}
 	for _, family := range []nftables.TableFamily{nftables.TableFamilyNetdev, nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
-		// Adding before deleting makes deleting work where there is none.
 		t := &nftables.Table{Family: family, Name: tableName}
-		c.AddTable(t)
-		c.DelTable(t)
+		if replace {
+			c.AddTable(t) // so that deleting works where there is none
+			c.DelTable(t)
+		}
 		c.AddTable(t)
 		r := ruleset{c, t}
 		switch family {
@@ -95,6 +96,9 @@ func (r ruleset) refuseUDP() {
 
 // localOnly accepts the two services and what answers them.
 func (r ruleset) localOnly(connections int) {
+	// The process counts too, and says in a record what it refuses; the kernel's
+	// count is the wall behind it and stands a little farther out.
+	connections += connections/8 + 16
 	in := r.chain("input", nftables.ChainHookInput, nftables.ChainPriorityFilter, nftables.ChainTypeFilter, "")
 	r.rule(in, protocol(unix.IPPROTO_TCP), ctState(expr.CtStateBitNEW),
 		[]expr.Any{&expr.Connlimit{Count: uint32(connections), Flags: expr.NFT_CONNLIMIT_F_INV}},

@@ -99,7 +99,7 @@ func scenario(t *testing.T, program string, args ...string) {
 	s.fill()
 	cmd := tool(t.Context(), program, args...)
 	cmd.Env = append(cmd.Env, "ATOLL_URL="+s.url, "ATOLL_KEY="+apiKey, "ATOLL_SANDBASE_KEY="+s.sandBaseKey(),
-		"ATOLL_ENVIRONMENT_IN_USE="+fixtureEnv, "ATOLL_AGENT="+fixtureAgent, fmt.Sprintf("ATOLL_COUNT=%d", many+1))
+		"ATOLL_ENVIRONMENT_IN_USE="+fixtureEnv, fmt.Sprintf("ATOLL_COUNT=%d", many+1))
 	out, err := cmd.CombinedOutput()
 	t.Logf("%s", tail(out))
 	if err != nil || !strings.HasSuffix(strings.TrimSpace(string(out)), "ok") {

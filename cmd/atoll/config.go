@@ -96,6 +96,9 @@ type PackagesConfig struct {
 	MaxAge Duration `yaml:"max_age"`
 	// MaxParallel bounds the builds that run at the same time.
 	MaxParallel int `yaml:"max_parallel"`
+	// Quota of all package layers together: beyond it the least recently used
+	// ones that no environment or session uses are removed. Zero: 20 GiB.
+	Quota Bytes `yaml:"quota"`
 }
 
 // Bytes is a size. In YAML: a number of bytes, or a number with KiB, MiB, GiB
@@ -113,10 +116,15 @@ func (b *Bytes) UnmarshalYAML(node *yaml.Node) error {
 	}
 	n, err := strconv.ParseInt(number, 10, 64)
 	if err != nil || node.Kind != yaml.ScalarNode || n < 0 || n > (1<<62)>>shift {
-		return fmt.Errorf("line %d: %q is not a size: a number of bytes, or a number with KiB, MiB, GiB or TiB", node.Line, node.Value)
+		return oneOfMany("line %d: %q is not a size: a number of bytes, or a number with KiB, MiB, GiB or TiB", node.Line, node.Value)
 	}
 	*b = Bytes(n << shift)
 	return nil
+}
+
+// oneOfMany is an error of the kind that lets the decoder go on and collect.
+func oneOfMany(format string, args ...any) error {
+	return &yaml.TypeError{Errors: []string{fmt.Sprintf(format, args...)}}
 }
 
 // Duration is a time span. In YAML: "90s", "10m", "24h".
@@ -126,7 +134,7 @@ type Duration time.Duration
 func (d *Duration) UnmarshalYAML(node *yaml.Node) error {
 	span, err := time.ParseDuration(node.Value)
 	if err != nil || span < 0 {
-		return fmt.Errorf("line %d: %q is not a time span like 90s, 10m or 24h", node.Line, node.Value)
+		return oneOfMany("line %d: %q is not a time span like 90s, 10m or 24h", node.Line, node.Value)
 	}
 	*d = Duration(span)
 	return nil

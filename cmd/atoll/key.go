@@ -172,10 +172,10 @@ func (s socketKeys) revoke(ctx context.Context, workspace, id string) error {
 	return res.Body.Close()
 }
 
-// serveAdmin answers key management on the data directory's socket until ctx
+// serveAdmin answers key and cache management on the data directory's socket until ctx
 // ends. The caller holds the database's lock, so that a socket that is there
 // already is a dead server's.
-func serveAdmin(ctx context.Context, data string, keys httpapi.AdminKeys) error {
+func serveAdmin(ctx context.Context, data string, keys httpapi.AdminKeys, cache httpapi.AdminCache) error {
 	path := filepath.Join(data, adminSocketFile)
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing the old admin socket: %w", err)
@@ -195,7 +195,7 @@ func serveAdmin(ctx context.Context, data string, keys httpapi.AdminKeys) error 
 	if err := errors.Join(os.Chmod(made, 0o600), os.Rename(made, path)); err != nil {
 		return errors.Join(fmt.Errorf("making the admin socket: %w", err), listener.Close())
 	}
-	server := &http.Server{Handler: httpapi.Admin(keys), ReadHeaderTimeout: 10 * time.Second}
+	server := &http.Server{Handler: httpapi.Admin(keys, cache), ReadHeaderTimeout: 10 * time.Second}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() }) // its error is the listener's, closed
 	defer stop()
 	err = server.Serve(listener)

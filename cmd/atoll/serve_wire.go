@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -21,6 +22,9 @@ import (
 	"github.com/atoll-run/atoll/internal/sandbox/gvisor"
 	"github.com/atoll-run/atoll/internal/store"
 )
+
+// layersDir is the layer store in the data directory.
+const layersDir = "layers"
 
 // pooledNetworks are made ahead, so that a session does not wait for one.
 const pooledNetworks = 8
@@ -56,6 +60,7 @@ type wiring struct {
 	builder   *image.Builder
 	sandboxes *control.Sandboxes
 	service   *control.Service
+	cache     *control.Cache
 }
 
 func (w *wiring) onClose(f func() error) { w.closers = append(w.closers, f) }
@@ -120,7 +125,7 @@ func (w *wiring) openImages(context.Context) (err error) {
 	}
 	p := w.cfg.Packages
 	w.builder, err = image.NewBuilder(image.BuilderConfig{
-		LayersDir: filepath.Join(w.cfg.Data, "layers"), OpenBox: boxes.Open, MaxParallel: p.MaxParallel,
+		LayersDir: filepath.Join(w.cfg.Data, layersDir), OpenBox: boxes.Open, MaxParallel: p.MaxParallel,
 		ManagerTimeout: time.Duration(p.ManagerTimeout), MaxAge: time.Duration(p.MaxAge), Logger: w.log,
 	})
 	if err != nil {
@@ -146,11 +151,22 @@ func (w *wiring) openControl(ctx context.Context) error {
 		// What could not be removed stays; it hinders nothing that is new.
 		w.log.ErrorContext(ctx, "reconciling left something behind", "error", err)
 	}
+	w.cache = &control.Cache{Store: w.store, Builder: w.builder, Quota: int64(w.cfg.Packages.Quota), Report: w.pruned}
 	w.service = control.New(control.Config{Store: w.store, Logger: w.log, Templates: w.templates, Runtime: w.sandboxes})
 	if err := registerGauges(w.metrics, w.sandboxes, builds); err != nil {
 		return err
 	}
 	return w.firstKey(ctx)
+}
+
+// pruned logs what a clean-up of the layer cache did.
+func (w *wiring) pruned(gone control.CachePruned, err error) {
+	switch {
+	case err != nil:
+		w.log.Error("cleaning the layer cache", "error", err)
+	case len(gone.Keys) > 0:
+		w.log.Info("layer cache over its quota: removed what nothing uses", "layers", len(gone.Keys), "bytes", gone.Bytes)
+	}
 }
 
 // firstKey makes the default workspace and leaves its key in the data directory.
@@ -189,14 +205,14 @@ func (w *wiring) serve(ctx context.Context, ready func(url string)) error {
 		ErrorLog:    slog.NewLogLogger(w.log.Handler(), slog.LevelDebug),
 	}
 	failed := make(chan error, 2)
-	adminDone := make(chan struct{})
+	var background sync.WaitGroup
 	go func() { failed <- server.Serve(listener) }()
-	go func() {
-		defer close(adminDone)
-		if err := serveAdmin(requests, w.cfg.Data, w.service); err != nil {
+	background.Go(func() {
+		if err := serveAdmin(requests, w.cfg.Data, w.service, w.cache); err != nil {
 			failed <- err
 		}
-	}()
+	})
+	background.Go(func() { w.cache.Run(requests) })
 	url := "http://" + listener.Addr().String()
 	w.log.InfoContext(ctx, "ready", "url", url)
 	ready(url)
@@ -211,7 +227,7 @@ func (w *wiring) serve(ctx context.Context, ready func(url string)) error {
 	defer timer.Stop()
 	err = errors.Join(ignoreClosed(err), ignoreClosed(server.Shutdown(patience)))
 	endRequests()
-	<-adminDone
+	background.Wait()
 	return err
 }
 

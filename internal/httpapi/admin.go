@@ -37,14 +37,22 @@ type AdminCreate struct {
 	SandBase  bool   `json:"sandbase"`
 }
 
-// Admin answers key management for the operator's command line. It asks for no
+// AdminCache is what cache management needs; *control.Cache is one.
+type AdminCache interface {
+	State(ctx context.Context) (control.CacheState, error)
+	Prune(ctx context.Context) (control.CachePruned, error)
+}
+
+// Admin answers key and cache management for the operator's command line. It asks for no
 // credential and must only be served on a socket that the operator alone can
 // open. Workspaces are given by name or id.
 //
 //	GET  /keys?workspace=         lists keys, revoked ones included
 //	POST /keys                    makes one of an AdminCreate
 //	POST /keys/{id}/revoke        revokes one (?workspace=)
-func Admin(keys AdminKeys) http.Handler {
+//	GET  /cache                   lists the package layers
+//	POST /cache/prune             removes those that nothing uses
+func Admin(keys AdminKeys, cache AdminCache) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /keys", func(w http.ResponseWriter, r *http.Request) {
 		adminReply(w, func() (any, error) { return AdminList(r.Context(), keys, r.URL.Query().Get("workspace")) })
@@ -64,6 +72,12 @@ func Admin(keys AdminKeys) http.Handler {
 		adminReply(w, func() (any, error) {
 			return struct{}{}, AdminRevoke(r.Context(), keys, r.URL.Query().Get("workspace"), r.PathValue("id"))
 		})
+	})
+	mux.HandleFunc("GET /cache", func(w http.ResponseWriter, r *http.Request) {
+		adminReply(w, func() (any, error) { return cache.State(r.Context()) })
+	})
+	mux.HandleFunc("POST /cache/prune", func(w http.ResponseWriter, r *http.Request) {
+		adminReply(w, func() (any, error) { return cache.Prune(r.Context()) })
 	})
 	return mux
 }

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/atoll-run/atoll/internal/control"
+	"github.com/atoll-run/atoll/internal/image"
+	"github.com/atoll-run/atoll/internal/store"
+)
+
+type cacheCmd struct {
+	Show  cacheShowCmd  `cmd:"" help:"List the package layers: size, users, last use, hits."`
+	Prune cachePruneCmd `cmd:"" help:"Remove every package layer that no environment or session uses."`
+}
+
+type cacheShowCmd struct {
+	dataFlag
+	JSON bool `name:"json" help:"Print all that is known, as JSON."`
+}
+
+type cachePruneCmd struct{ dataFlag }
+
+// Run prints the layers, least recently used first.
+func (c cacheShowCmd) Run(ctx context.Context, io *streams) error {
+	return c.manageCache(ctx, io, func(m cacheManager) error {
+		state, err := m.State(ctx)
+		if err != nil {
+			return err
+		}
+		if c.JSON {
+			return json.NewEncoder(io.out).Encode(state)
+		}
+		table := tabwriter.NewWriter(io.out, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(table, "LAYER\tMANAGER\tSIZE\tUSERS\tMOUNTED\tHITS\tLAST USED\tPACKAGES")
+		for _, l := range state.Layers {
+			fmt.Fprintf(table, "%.12s\t%s\t%s\t%d\t%t\t%d\t%s\t%s\n", l.Key, l.Manager, sizeText(l.SizeBytes), l.Users, l.Mounted, l.Hits,
+				l.LastUsed.UTC().Format(time.RFC3339), strings.Join(l.Entries, " "))
+		}
+		if err := table.Flush(); err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(io.out, "%d layers, %s of %s\n", len(state.Layers), sizeText(state.SizeBytes), sizeText(state.QuotaBytes))
+		return err
+	})
+}
+
+// Run removes what nothing uses and says what that was.
+func (c cachePruneCmd) Run(ctx context.Context, io *streams) error {
+	return c.manageCache(ctx, io, func(m cacheManager) error {
+		gone, err := m.Prune(ctx)
+		for _, key := range gone.Keys {
+			fmt.Fprintf(io.out, "removed %.12s\n", key)
+		}
+		fmt.Fprintf(io.out, "%d layers removed, %s\n", len(gone.Keys), sizeText(gone.Bytes))
+		return err
+	})
+}
+
+// cacheManager is the layer cache, through a running server or without one.
+type cacheManager interface {
+	State(ctx context.Context) (control.CacheState, error)
+	Prune(ctx context.Context) (control.CachePruned, error)
+}
+
+// manageCache calls do with the running server's cache, or with the data
+// directory's own when no server runs.
+func (f dataFlag) manageCache(ctx context.Context, io *streams, do func(cacheManager) error) error {
+	dir := f.dir(io)
+	socket := filepath.Join(dir, adminSocketFile)
+	if conn, err := (&net.Dialer{}).DialContext(ctx, "unix", socket); err == nil {
+		conn.Close()
+		return do(socketCache{newSocketKeys(socket).client})
+	} else if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("asking the running server: %w", err)
+	}
+	db, err := store.Open(ctx, store.Config{Path: filepath.Join(dir, databaseFile)})
+	if err != nil {
+		return fmt.Errorf("no server answers on %s, and: %w", socket, err)
+	}
+	builder, err := image.NewBuilder(image.BuilderConfig{LayersDir: filepath.Join(dir, layersDir),
+		OpenBox: func(context.Context, image.BoxSpec) (image.Box, error) { return nil, errors.New("no server runs") }})
+	if err != nil {
+		return errors.Join(err, db.Close())
+	}
+	defer builder.Close()
+	return errors.Join(do(&control.Cache{Store: db, Builder: builder}), db.Close())
+}
+
+// socketCache asks a running server.
+type socketCache struct{ client *client }
+
+func (s socketCache) State(ctx context.Context) (out control.CacheState, err error) {
+	return out, s.client.get(ctx, "/cache", nil, &out)
+}
+
+func (s socketCache) Prune(ctx context.Context) (out control.CachePruned, err error) {
+	res, err := s.client.send(ctx, http.MethodPost, "/cache/prune", nil, nil)
+	if err != nil {
+		return out, err
+	}
+	defer res.Body.Close()
+	return out, json.NewDecoder(res.Body).Decode(&out)
+}

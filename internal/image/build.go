@@ -301,8 +301,12 @@ func boxLayers(base *Base, below []*Layer) []string {
 }
 
 // missingTool tells before anything runs that a manager is not in the template
-// and that no apt package could bring it.
+// and that no apt package could bring it. A template whose managers were never
+// asked for is asked in the box.
 func missingTool(base *Base, p Packages) *Failure {
+	if len(base.Managers) == 0 {
+		return nil
+	}
 	for _, m := range managerOrder {
 		if list := normalList(p.List(m)); len(list) > 0 && base.Managers[m] == "" && (m == "apt" || len(p.Apt) == 0) {
 			f := &Failure{Manager: m, Kind: KindToolchainMissing, Index: -1, ExitCode: -1, Tail: []string{}}

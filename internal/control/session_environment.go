@@ -8,7 +8,6 @@ import (
 
 	"github.com/atoll-run/atoll/api"
 	"github.com/atoll-run/atoll/internal/egress"
-	"github.com/atoll-run/atoll/internal/image"
 )
 
 // SessionEnvironment is what a session's sandbox is made from: the config of
@@ -19,12 +18,6 @@ type SessionEnvironment struct {
 	// host name (an IP address) is left out.
 	MCPEndpoints []egress.Endpoint
 }
-
-// template is the base template's name, empty for the default one.
-func (e SessionEnvironment) template() string { return e.BaseTemplate }
-
-// packages are what the sandbox has installed.
-func (e SessionEnvironment) packages() image.Packages { return imagePackages(e.Packages) }
 
 // SessionConfig reads a stored session's environment.
 func SessionConfig(rec SessionRecord) (SessionEnvironment, error) {

@@ -57,10 +57,12 @@ func (l *lineWriter) unblock() {
 }
 
 // close refuses what comes later: the reply is over when the handler returns.
+// The connection serves other requests then, so its deadline goes.
 func (l *lineWriter) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.closed = true
+	_ = l.flusher.SetWriteDeadline(time.Time{}) // as in unblock
 }
 
 // outputWriter makes lines of what a command writes. A character that is cut

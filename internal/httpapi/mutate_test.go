@@ -48,7 +48,7 @@ func TestMutations(t *testing.T) {
 	}
 	keys := []string{key, key, key, key, key, key, r.sandBase(), "sk-wrong", "sk-sb-wrong", ""}
 	statuses := map[int]int{}
-	const rounds = 4000
+	const rounds = 3000
 	for seed := range uint64(rounds) {
 		rnd := rand.New(rand.NewPCG(seed, 20261122))
 		route := routes[rnd.IntN(len(routes))]

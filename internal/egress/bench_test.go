@@ -12,7 +12,7 @@ import (
 func BenchmarkMakePair(b *testing.B) {
 	needRoot(b)
 	for b.Loop() {
-		p, err := makePair(512)
+		p, err := makePair(Limits{}.withDefaults())
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -319,7 +319,6 @@ type recorder struct {
 	net.Listener
 	mu   sync.Mutex // guards what follows
 	got  []*http.Request
-	raw  bytes.Buffer
 	fail error
 }
 

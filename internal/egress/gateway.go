@@ -99,7 +99,7 @@ func (g *Gateway) fill(ctx context.Context) {
 }
 
 func (g *Gateway) make() (*spare, error) {
-	p, err := makePair(g.config.Limits.Connections)
+	p, err := makePair(g.config.Limits)
 	if err != nil {
 		return nil, err
 	}
@@ -249,7 +249,7 @@ func (g *Gateway) reopen(home home) (*slot, error) {
 	defer p.close()
 	// The rules were there all the time. Installing them again, in one step,
 	// makes sure that they are this version's.
-	err = stepError("installing nf_tables rules", inNamespace(p.gateway, func() error { return installRules(g.config.Limits.Connections, true) }))
+	err = stepError("installing nf_tables rules", inNamespace(p.gateway, func() error { return installRules(g.config.Limits, true) }))
 	if err != nil {
 		st.names.close()
 		return nil, err

@@ -205,7 +205,7 @@ func TestE180OwnAddresses(t *testing.T) {
 // E181: an interface added while running counts at once.
 func TestE181AddressAddedWhileRunning(t *testing.T) {
 	needRoot(t)
-	ns, err := makePair(16)
+	ns, err := makePair(Limits{}.withDefaults())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -276,6 +276,52 @@ func TestE193Tighten(t *testing.T) {
 	}
 }
 
+// E194: policies change under load, and what none of them allows is never
+// reached.
+func TestE194Reloads(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "ok.example.com", "two.example.com", "no.example.com")
+	g := w.gateway(func(c *Config) { c.Limits.ConnectionRate = 1e5 })
+	one := Spec{Mode: ModeLimited, AllowedHosts: []string{"ok.example.com"}}
+	both := Spec{Mode: ModeLimited, AllowedHosts: []string{"two.example.com", "ok.example.com"}}
+	b := w.open(g, "r", one)
+	stop := make(chan struct{})
+	var all sync.WaitGroup
+	for _, host := range []string{"no.example.com", "ok.example.com", "two.example.com"} {
+		all.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				code, _, _, err := b.get("http://" + host + "/")
+				if host == "no.example.com" && (err != nil || code != 403) || host == "ok.example.com" && (err != nil || code != 200) {
+					t.Errorf("%s: %d %v", host, code, err)
+					return
+				}
+			}
+		})
+	}
+	for i := range 200 {
+		next := one
+		if i%2 == 0 {
+			next = both
+		}
+		if err := g.Update(context.Background(), "r", mustCompile(t, next)); err != nil {
+			t.Error(err)
+			break
+		}
+	}
+	close(stop)
+	all.Wait()
+	for _, s := range w.upstream() {
+		if strings.Contains(s, "no.example.com") {
+			t.Errorf("upstream saw %q", s)
+		}
+	}
+}
+
 // E220: a network that nobody has claimed refuses everything.
 func TestE220Unclaimed(t *testing.T) {
 	t.Parallel()

@@ -73,7 +73,7 @@ func inNamespace(ns netns.NsHandle, f func() error) error {
 
 // makePair makes the two namespaces, the link between them and the rules. After
 // an error nothing is left.
-func makePair(connections int) (_ *pair, err error) {
+func makePair(limits Limits) (_ *pair, err error) {
 	p := &pair{runtime: netns.None(), gateway: netns.None()}
 	defer func() {
 		if err != nil {
@@ -96,7 +96,7 @@ func makePair(connections int) (_ *pair, err error) {
 		if err := setUpGateway(p.runtime); err != nil {
 			return err
 		}
-		return stepError("installing nf_tables rules", installRules(connections, false))
+		return stepError("installing nf_tables rules", installRules(limits, false))
 	})
 	if err != nil {
 		return nil, err

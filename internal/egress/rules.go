@@ -15,7 +15,7 @@ const tableName = "atoll"
 // thread is. It is one transaction: with replace, the old set stands until the
 // whole new one does. The rules deliver traffic to the stub and the gateway;
 // without them nothing is delivered anywhere, since the namespace has no route.
-func installRules(connections int, replace bool) error {
+func installRules(limits Limits, replace bool) error {
 	c, err := nftables.New()
 	if err != nil {
 		return err
@@ -34,7 +34,7 @@ func installRules(connections int, replace bool) error {
 		case nftables.TableFamilyIPv4:
 			r.redirect()
 			r.refuseUDP()
-			r.localOnly(connections)
+			r.localOnly(limits)
 		case nftables.TableFamilyIPv6:
 			// IPv6 is disabled and dropped at ingress; this is the third lock.
 			r.chain("drop6", nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, nftables.ChainTypeFilter, "")
@@ -95,16 +95,22 @@ func (r ruleset) refuseUDP() {
 }
 
 // localOnly accepts the two services and what answers them.
-func (r ruleset) localOnly(connections int) {
+func (r ruleset) localOnly(limits Limits) {
 	// The process counts too, and says in a record what it refuses; the kernel's
 	// count is the wall behind it and stands a little farther out.
-	connections += connections/8 + 16
+	connections := limits.Connections + limits.Connections/8 + 16
 	in := r.chain("input", nftables.ChainHookInput, nftables.ChainPriorityFilter, nftables.ChainTypeFilter, "")
 	r.rule(in, protocol(unix.IPPROTO_TCP), ctState(expr.CtStateBitNEW),
 		[]expr.Any{&expr.Connlimit{Count: uint32(connections), Flags: expr.NFT_CONNLIMIT_F_INV}},
 		reject(unix.NFT_REJECT_TCP_RST, 0))
 	r.rule(in, protocol(unix.IPPROTO_TCP), destPort(gatewayPort), verdictOf(expr.VerdictAccept))
 	r.rule(in, protocol(unix.IPPROTO_TCP), destPort(dnsPort), verdictOf(expr.VerdictAccept))
+	// Each question from a new port takes an entry of connection tracking for
+	// half a minute, whose memory is the host's.
+	questions := uint64(2*limits.DNSRate) + 1
+	r.rule(in, protocol(unix.IPPROTO_UDP), ctState(expr.CtStateBitNEW),
+		[]expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: questions, Burst: uint32(questions), Unit: expr.LimitTimeSecond, Over: true}},
+		verdictOf(expr.VerdictDrop))
 	r.rule(in, protocol(unix.IPPROTO_UDP), destPort(dnsPort), verdictOf(expr.VerdictAccept))
 	r.chain("forward", nftables.ChainHookForward, nftables.ChainPriorityFilter, nftables.ChainTypeFilter, "")
 	out := r.chain("output", nftables.ChainHookOutput, nftables.ChainPriorityFilter, nftables.ChainTypeFilter, "")

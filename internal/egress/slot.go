@@ -260,7 +260,9 @@ func (s *slot) install(st *state) {
 	s.state.Store(st)
 	var stale []*flow
 	for f := range s.flows {
-		if _, v := s.decide(st, f.dest); v.reason != ReasonOK {
+		// One that is being refused anyway gets its answer.
+		_, old := s.decide(f.st, f.dest)
+		if _, now := s.decide(st, f.dest); old.reason == ReasonOK && now.reason != ReasonOK {
 			stale = append(stale, f)
 		}
 	}

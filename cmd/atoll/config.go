@@ -61,6 +61,9 @@ type EgressConfig struct {
 	Exempt []ExemptConfig `yaml:"exempt"`
 	// DenyCIDRs are refused in every mode, besides what is not public.
 	DenyCIDRs []string `yaml:"deny_cidrs"`
+	// Hosts gives names fixed addresses, instead of asking the host's resolver.
+	// An address that is not public still needs an exemption.
+	Hosts map[string][]string `yaml:"hosts"`
 	// BlockHosts are names, or "*." wildcards, refused in every mode.
 	BlockHosts []string `yaml:"block_hosts"`
 }
@@ -229,6 +232,9 @@ func (e *EgressConfig) validate() error {
 		errs = append(errs, err)
 	}
 	if _, err := e.denied(); err != nil {
+		errs = append(errs, err)
+	}
+	if _, err := e.resolver(); err != nil {
 		errs = append(errs, err)
 	}
 	for i, host := range e.BlockHosts {

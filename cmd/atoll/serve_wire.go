@@ -103,12 +103,16 @@ func (w *wiring) openNetwork(context.Context) error {
 	if err != nil {
 		return err
 	}
+	resolver, err := w.cfg.Egress.resolver()
+	if err != nil {
+		return err
+	}
 	decisions, err := newDecisionCounter(w.metrics)
 	if err != nil {
 		return err
 	}
 	w.network, err = egress.New(egress.Config{
-		Dir: filepath.Join(w.cfg.Data, "networks"), Logger: w.log, DenyCIDRs: denied, Exempt: exempt,
+		Dir: filepath.Join(w.cfg.Data, "networks"), Logger: w.log, DenyCIDRs: denied, Exempt: exempt, Resolver: resolver,
 		BlockHosts: w.cfg.Egress.BlockHosts, PoolSize: pooledNetworks, OnDecision: decisions,
 	})
 	if err != nil {

@@ -1,0 +1,196 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/atoll-run/atoll/internal/control"
+	"github.com/atoll-run/atoll/internal/store"
+)
+
+// command runs the command line as main does, with an environment of its own.
+func command(t *testing.T, env map[string]string, stdin string, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	err := run(t.Context(), args, func(name string) string { return env[name] }, strings.NewReader(stdin), &out, &errs)
+	return exitCode(err, &errs), out.String(), errs.String()
+}
+
+// TestCommandLine is a script: arguments, exit code, and what is said where.
+func TestCommandLine(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	bad := filepath.Join(dir, "bad.yaml")
+	if err := os.WriteFile(bad, []byte("limit: 1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	env := map[string]string{"ATOLL_DATA": filepath.Join(dir, "data"), "ATOLL_CACHE": filepath.Join(dir, "cache"), "ATOLL_URL": "http://127.0.0.1:1"}
+	for _, test := range []struct {
+		args           []string
+		code           int
+		stdout, stderr string
+	}{
+		{[]string{"version"}, 0, "atoll ", ""},
+		{[]string{"--help"}, 0, "Commands:", ""},
+		{[]string{"exec", "--help"}, 0, "124 when --timeout", ""},
+		{[]string{}, 2, "", "expected one of"},
+		{[]string{"nonsense"}, 2, "", "nonsense"},
+		{[]string{"serve", "--nonsense"}, 2, "", "--nonsense"},
+		{[]string{"serve", "--listen", "8400", "--log-level", "loud"}, 1, "", "log-level"},
+		{[]string{"doctor", "--config", bad}, 1, "", "limit"},
+		{[]string{"doctor", "--config", "/does/not/exist"}, 1, "", "reading the configuration"},
+		{[]string{"template", "list"}, 0, "slim", ""},
+		{[]string{"template", "show", "slim"}, 0, "atoll template build slim", ""},
+		{[]string{"template", "show", "nonsense"}, 1, "", "no template"},
+		{[]string{"key", "list"}, 1, "", "no server has run in"},
+		{[]string{"exec", "sesn_x", "true"}, 125, "", "no API key"},
+		{[]string{"exec", "--key", "k", "sesn_x", "true"}, 125, "", "asking the server at http://127.0.0.1:1"},
+		{[]string{"exec", "--key", "k", "--url", "ftp://x", "sesn_x", "true"}, 125, "", "not an http or https URL"},
+		{[]string{"exec", "--key", "k", "--env", "novalue", "sesn_x", "true"}, 125, "", "NAME=VALUE"},
+		{[]string{"shell", "--key", "k", "sesn_x"}, 125, "", "needs a terminal"},
+	} {
+		code, stdout, stderr := command(t, env, "", test.args...)
+		if code != test.code || !strings.Contains(stdout, test.stdout) || !strings.Contains(stderr, test.stderr) {
+			t.Errorf("atoll %s: exit %d, want %d\nstdout: %s\nstderr: %s", strings.Join(test.args, " "), code, test.code, stdout, stderr)
+		}
+	}
+}
+
+// TestExec passes a command to a server and its output back.
+func TestExec(t *testing.T) {
+	t.Parallel()
+	var got map[string]any
+	reply := `{"type":"stdout","data":"out"}
+{"type":"stderr","data":"/w==","encoding":"base64"}
+{"type":"exit","code":7,"signal":null,"timed_out":false,"duration_ms":3}
+`
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("x-api-key") != "k" || r.URL.Path != "/atoll/v1/sessions/sesn_x/exec" {
+			w.WriteHeader(http.StatusNotFound)
+			_, _ = w.Write([]byte(`{"type":"error","error":{"type":"not_found_error","message":"Session sesn_y not found."},"request_id":"req_1"}`))
+			return
+		}
+		if err := json.NewDecoder(r.Body).Decode(&got); err != nil {
+			t.Error(err)
+		}
+		_, _ = w.Write([]byte(reply))
+	}))
+	defer server.Close()
+	env := map[string]string{"ATOLL_URL": server.URL, "ATOLL_API_KEY": "k"}
+	code, stdout, stderr := command(t, env, "in\xff", "exec", "-e", "A=b=c", "--cwd", "/tmp", "--timeout", "2s", "sesn_x", "--", "ls", "--all")
+	if code != 7 || stdout != "out" || stderr != "\xff" {
+		t.Errorf("exit %d, stdout %q, stderr %q", code, stdout, stderr)
+	}
+	text, err := json.Marshal(got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `{"command":["ls","--all"],"cwd":"/tmp","env":{"A":"b=c"},"stdin":"` + base64.StdEncoding.EncodeToString([]byte("in\xff")) + `","stdin_encoding":"base64","timeout_ms":2000}`
+	if string(text) != want {
+		t.Errorf("got  %s\nwant %s", text, want)
+	}
+	code, _, stderr = command(t, env, "", "exec", "sesn_y", "true")
+	if code != codeOwn || stderr != "atoll: Session sesn_y not found.\n" {
+		t.Errorf("exit %d, stderr %q", code, stderr)
+	}
+	reply = `{"type":"exit","code":137,"signal":"SIGKILL","timed_out":true,"duration_ms":3}`
+	if code, _, _ = command(t, env, "", "exec", "sesn_x", "true"); code != codeTimedOut {
+		t.Errorf("a command that timed out: exit %d", code)
+	}
+	reply = `{"type":"stdout","data":"half"}`
+	if code, _, stderr = command(t, env, "", "exec", "sesn_x", "true"); code != codeOwn || !strings.Contains(stderr, "ended before the command") {
+		t.Errorf("a connection that ended: exit %d, stderr %q", code, stderr)
+	}
+}
+
+// TestKeys manages keys without a server and then through a running one's
+// socket: the same commands, the same database.
+func TestKeys(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("", "atoll-k-") // short: it holds a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	open := func() (*store.Store, *control.Service) {
+		db, err := store.Open(t.Context(), store.Config{Path: filepath.Join(dir, databaseFile)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return db, control.New(control.Config{Store: db})
+	}
+	db, service := open()
+	if _, _, err := service.EnsureDefault(t.Context(), ""); err != nil {
+		t.Fatal(err)
+	}
+	env := map[string]string{"ATOLL_DATA": dir}
+	if code, _, stderr := command(t, env, "", "key", "list"); code != 1 || !strings.Contains(stderr, "does not answer") {
+		t.Errorf("with a locked database and no socket: exit %d, %s", code, stderr)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	secrets := []string{manageKeys(t, env)}
+	db, service = open()
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- serveAdmin(ctx, dir, service, nil) }()
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		if info, err := os.Stat(filepath.Join(dir, adminSocketFile)); err == nil {
+			if info.Mode().Perm() != 0o600 {
+				t.Errorf("the socket has mode %v", info.Mode())
+			}
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatal("no socket")
+		}
+		<-time.After(time.Millisecond)
+	}
+	secrets = append(secrets, manageKeys(t, env))
+	for _, secret := range secrets {
+		if _, err := service.Authenticate(t.Context(), secret); err == nil {
+			t.Error("a revoked key is accepted")
+		}
+	}
+	stop()
+	if err := errors.Join(<-ended, db.Close()); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, adminSocketFile)); err == nil {
+		t.Error("the socket stayed")
+	}
+}
+
+// manageKeys makes a key, finds it in the list, revokes it, and answers its secret.
+func manageKeys(t *testing.T, env map[string]string) string {
+	t.Helper()
+	code, secret, stderr := command(t, env, "", "key", "create", "--sandbase", "for a test")
+	secret = strings.TrimSpace(secret)
+	if code != 0 || !strings.HasPrefix(secret, "sk-sb-") {
+		t.Fatalf("create: exit %d, %q, %s", code, secret, stderr)
+	}
+	id, _, _ := strings.Cut(stderr, " ")
+	if code, out, _ := command(t, env, "", "key", "list"); code != 0 || !strings.Contains(out, id) || strings.Contains(out, secret) {
+		t.Errorf("list: exit %d, %s", code, out)
+	}
+	if code, _, stderr := command(t, env, "", "key", "revoke", id); code != 0 {
+		t.Errorf("revoke: exit %d, %s", code, stderr)
+	}
+	if code, _, stderr := command(t, env, "", "key", "revoke", "apikey_nothing"); code != 1 || !strings.Contains(stderr, "not found") {
+		t.Errorf("revoking what is not there: exit %d, %s", code, stderr)
+	}
+	if code, _, stderr := command(t, env, "", "key", "list", "--workspace", "nobody's"); code != 1 || !strings.Contains(stderr, "no workspace") {
+		t.Errorf("an unknown workspace: exit %d, %s", code, stderr)
+	}
+	return secret
+}

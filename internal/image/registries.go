@@ -45,7 +45,7 @@ func tools() map[string]toolOf {
 		"gem": {
 			version: []string{"gem", "--version"},
 			ask:     askOne(parseGemSources, "gem", "sources", "--list"),
-			probe:   `gem fetch --remote hola`,
+			probe:   `gem fetch hola`,
 			timeout: 20 * time.Second,
 		},
 		"go": {

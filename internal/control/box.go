@@ -128,7 +128,6 @@ type box struct {
 	mu      sync.Mutex
 	last    image.BoxUsage // the highest use seen, for after a kill
 	timeout bool
-	ended   bool
 }
 
 // expired ends everything in a box that outlived its time.

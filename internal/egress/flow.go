@@ -237,6 +237,7 @@ func (f *flow) pass(protocol string, h hello) {
 // undialed answers a client whose connection could not be made.
 func (f *flow) undialed(protocol string, h hello, err error) {
 	reason := dialReason(err)
+	f.slot.gateway.log.Debug("egress: not connected", "session", f.st.id, "host", f.host.name, "error", err)
 	if protocol == "tls" && reason.verdict() == VerdictRefused {
 		f.record(Record{Protocol: protocol, Reason: reason, Rule: f.choice.rule, ECH: h.ech})
 		f.alert()

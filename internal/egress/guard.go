@@ -111,7 +111,7 @@ func (g *guard) check(host Host, addr netip.Addr, port uint16) error {
 func (g *guard) lookup(ctx context.Context, host Host, port uint16) ([]netip.Addr, error) {
 	ctx, cancel := context.WithTimeout(ctx, g.resolve)
 	defer cancel()
-	addrs, err := g.resolver.LookupNetIP(ctx, "ip", host.name+".")
+	addrs, err := g.ask(ctx, host)
 	if err != nil {
 		return nil, &DialError{ReasonResolveFailed, err}
 	}
@@ -130,6 +130,26 @@ func (g *guard) lookup(ctx context.Context, host Host, port uint16) ([]netip.Add
 	// IPv4 first: many hosts have half a working IPv6.
 	slices.SortStableFunc(out, func(a, b netip.Addr) int { return a.BitLen() - b.BitLen() })
 	return out, nil
+}
+
+// resolveTries is how often a question is put to a resolver that says nothing.
+const resolveTries = 3
+
+// ask puts the question to the resolver again when no answer came: one lost
+// datagram must not be a failed connection. The first answer counts, whatever
+// it says.
+func (g *guard) ask(ctx context.Context, host Host) (addrs []netip.Addr, err error) {
+	for range resolveTries {
+		try, cancel := context.WithTimeout(ctx, g.resolve/resolveTries)
+		addrs, err = g.resolver.LookupNetIP(try, "ip", host.name+".")
+		cancel()
+		var dns *net.DNSError
+		silent := errors.Is(err, context.DeadlineExceeded) || errors.As(err, &dns) && dns.IsTimeout
+		if !silent || ctx.Err() != nil {
+			break
+		}
+	}
+	return addrs, err
 }
 
 // dial connects to the name: it resolves once, and classifies again what is

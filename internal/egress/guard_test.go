@@ -3,7 +3,9 @@ package egress
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -148,6 +150,32 @@ type silent struct{}
 func (silent) LookupNetIP(ctx context.Context, _, _ string) ([]netip.Addr, error) {
 	<-ctx.Done()
 	return nil, ctx.Err()
+}
+
+// lossy loses the first questions.
+type lossy struct{ left atomic.Int32 }
+
+func (l *lossy) LookupNetIP(ctx context.Context, _, _ string) ([]netip.Addr, error) {
+	if l.left.Add(-1) >= 0 {
+		<-ctx.Done()
+		return nil, &net.DNSError{Err: "i/o timeout", IsTimeout: true}
+	}
+	return []netip.Addr{netip.MustParseAddr("203.0.113.7")}, nil
+}
+
+// A lost question is asked again within the time that resolving may take.
+func TestLossyResolver(t *testing.T) {
+	t.Parallel()
+	r := &lossy{}
+	r.left.Store(resolveTries - 1)
+	g := testGuard(t, nil, func(c *Config) { c.Resolver, c.Limits.Resolve = r, 3*time.Second })
+	host, err := Canonical("lossy.example.com")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if addrs, err := g.lookup(t.Context(), host, 443); err != nil || len(addrs) != 1 {
+		t.Errorf("got %v, %v", addrs, err)
+	}
 }
 
 func TestE187SilentResolver(t *testing.T) {

@@ -34,6 +34,7 @@ type bench struct {
 
 	runsc  string // path of the binary built from the pinned module
 	rootfs string // the slim template's root filesystem
+	shared string // where the peers have it mounted
 }
 
 type object = map[string]any
@@ -75,8 +76,10 @@ func (b *bench) prepare() error {
 	if err := b.call("DELETE", "/v1/sessions/"+id, nil, nil); err != nil {
 		return err
 	}
-	b.rootfs, err = b.findRootfs()
-	return err
+	if b.rootfs, err = b.findRootfs(); err != nil {
+		return err
+	}
+	return b.mountShared()
 }
 
 func cacheDir() (string, error) {
@@ -148,6 +151,11 @@ func (b *bench) start() error {
 
 // close removes every session and ends the server.
 func (b *bench) close() {
+	if b.shared != "" {
+		if err := command("umount", b.shared); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+		}
+	}
 	if b.server == nil || b.server.Process == nil {
 		return
 	}

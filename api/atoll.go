@@ -102,12 +102,18 @@ type Exec struct {
 	TimeoutMS Opt[int64] `json:"timeout_ms,omitzero"`
 }
 
-// ExecEvent is one line of an exec stream: a piece of output, or the end.
+// ExecEvent is one line of an exec stream: a piece of output.
 type ExecEvent struct {
-	Type string `json:"type"` // stdout, stderr, exit or error
+	Type string `json:"type"` // stdout or stderr
 	// Data is output; base64 when Encoding says so.
 	Data     string `json:"data"`
 	Encoding string `json:"encoding,omitempty"`
+}
+
+// ExecInput, over a WebSocket, says that the command has taken a piece of
+// standard input.
+type ExecInput struct {
+	Type string `json:"type"` // "stdin"
 }
 
 // ExecExit is the last line of an exec stream.

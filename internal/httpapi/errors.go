@@ -39,6 +39,17 @@ const statusClientGone = 499
 
 // writeError replies with an error. Nothing is written when the reply has begun.
 func (s *server) writeError(w http.ResponseWriter, r *http.Request, err error) {
+	wire, fault := asFault(r, err)
+	if fault.Kind == control.Conflict {
+		// Clients retry a 409 unless told that it does not help.
+		w.Header().Set("X-Should-Retry", "false")
+	}
+	writeFault(w, noteOf(r), wire, fault)
+}
+
+// asFault is what an error looks like to the client. The request's note keeps
+// the cause.
+func asFault(r *http.Request, err error) (wireError, *control.Fault) {
 	note := noteOf(r)
 	fault, ok := control.AsFault(err)
 	if !ok {
@@ -49,13 +60,11 @@ func (s *server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	if !ok {
 		note.err = err
-		fault = &control.Fault{Message: "Internal server error"}
+		wire := internalError
 		if r.Context().Err() != nil {
-			writeFault(w, note, wireError{statusClientGone, internalError.anthropic, internalError.sandbase}, fault)
-			return
+			wire.status = statusClientGone
 		}
-		writeFault(w, note, internalError, fault)
-		return
+		return wire, &control.Fault{Message: "Internal server error"}
 	}
 	note.err = fault
 	if fault.Cause != nil {
@@ -65,11 +74,7 @@ func (s *server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	if !known {
 		wire = internalError
 	}
-	if fault.Kind == control.Conflict {
-		// Clients retry a 409 unless told that it does not help.
-		w.Header().Set("X-Should-Retry", "false")
-	}
-	writeFault(w, note, wire, fault)
+	return wire, fault
 }
 
 func (s *server) writeMethodNotAllowed(w http.ResponseWriter, r *http.Request, byMethod methods) {
@@ -79,6 +84,10 @@ func (s *server) writeMethodNotAllowed(w http.ResponseWriter, r *http.Request, b
 }
 
 func writeFault(w http.ResponseWriter, note *note, wire wireError, fault *control.Fault) {
+	writeJSON(w, wire.status, errorBody(note, wire, fault))
+}
+
+func errorBody(note *note, wire wireError, fault *control.Fault) api.ErrorBody {
 	body := api.ErrorBody{Type: "error", Error: api.Error{Type: wire.anthropic, Message: fault.Message}, RequestID: note.requestID}
 	if note.dialect == control.DialectSandBase {
 		body.Error.Type = wire.sandbase
@@ -90,5 +99,5 @@ func writeFault(w http.ResponseWriter, note *note, wire wireError, fault *contro
 			body.Error.Details["error_code"] = fault.Code
 		}
 	}
-	writeJSON(w, wire.status, body)
+	return body
 }

@@ -98,7 +98,7 @@ func (s *server) routes() map[string]methods {
 	if s.sandboxes == nil {
 		return all
 	}
-	all["/atoll/v1/sessions/{id}/exec"] = methods{"POST": s.exec}
+	all["/atoll/v1/sessions/{id}/exec"] = methods{"POST": s.exec, "GET": s.execSocket}
 	all["/atoll/v1/sessions/{id}/shell"] = methods{"GET": s.shell}
 	all["/atoll/v1/sessions/{id}/files"] = methods{"GET": s.readFile, "PUT": s.writeFile, "DELETE": s.removeFile}
 	all["/atoll/v1/sessions/{id}/egress"] = methods{"GET": s.listEgress}

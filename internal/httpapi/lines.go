@@ -69,7 +69,7 @@ func (l *lineWriter) close() {
 // in two by a write is held back until its rest comes. It is not for
 // concurrent use.
 type outputWriter struct {
-	lines *lineWriter
+	lines interface{ write(any) error }
 	name  string
 	held  []byte
 }

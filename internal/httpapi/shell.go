@@ -29,8 +29,8 @@ const (
 // [api.ShellControl]. The query takes rows, cols, term, cwd and command, which
 // repeats for each argument.
 func (s *server) shell(w http.ResponseWriter, r *http.Request, caller control.Caller) error {
-	if !strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
-		return control.Faultf(control.Invalid, "upgrade: This route speaks WebSocket only")
+	if err := wantsSocket(r); err != nil {
+		return err
 	}
 	cmd, err := shellCommand(queryOf(r))
 	if err != nil {
@@ -68,6 +68,14 @@ func (s *server) shell(w http.ResponseWriter, r *http.Request, caller control.Ca
 		return nil // the client has gone
 	}
 	endShell(conn, exit)
+	return nil
+}
+
+// wantsSocket refuses a request that does not ask for a WebSocket.
+func wantsSocket(r *http.Request) error {
+	if !strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
+		return control.Faultf(control.Invalid, "upgrade: This route speaks WebSocket only")
+	}
 	return nil
 }
 

@@ -38,6 +38,8 @@ type Manifest struct {
 	Learned bool `json:"learned"`
 	// Warnings are what could not be done as asked: probes that failed, entries left out.
 	Warnings []string `json:"warnings,omitempty"`
+
+	learnedWarnings int // how many at the end of Warnings are of learning
 }
 
 // learnedFormat is raised when learning has become better: what an older one stored does not count.
@@ -137,7 +139,12 @@ func readManifest(dir string) (*Manifest, error) {
 
 func (m *Manifest) add(l learned) {
 	m.Learned, m.Managers, m.Runtimes, m.Registries = true, l.Managers, l.Runtimes, l.Registries
-	m.Warnings = append(slices.Clone(m.Warnings), l.Warnings...)
+	m.Warnings, m.learnedWarnings = append(slices.Clone(m.Warnings), l.Warnings...), len(l.Warnings)
+}
+
+// builtWarnings are those of the build, without those of learning.
+func (m *Manifest) builtWarnings() []string {
+	return slices.Clone(m.Warnings[:len(m.Warnings)-m.learnedWarnings])
 }
 
 // commit makes the version durable and gives it its place. A version that is there already is kept: the same digest
@@ -249,7 +256,7 @@ func lockFile(ctx context.Context, name string, waiting func()) (*os.File, error
 	}
 }
 
-// finishRoot adds what every template has whatever it was made from, and fills in the manifest's Env and SizeBytes.
+// finishRoot adds what every template has whatever it was made from, and fills in the manifest's Env.
 func finishRoot(rootfs string, d Declaration, imageEnv []string, cas []Authority, m *Manifest) error {
 	root, err := os.OpenRoot(rootfs)
 	if err != nil {
@@ -281,8 +288,7 @@ func finishRoot(rootfs string, d Declaration, imageEnv []string, cas []Authority
 		return fmt.Errorf("finishing the root: %w", err)
 	}
 	m.Env = baseEnv(imageEnv, d.Env, bundle)
-	m.SizeBytes, err = treeSize(rootfs)
-	return err
+	return nil
 }
 
 func emptyDir(root *os.Root, dir string) error {
@@ -326,6 +332,21 @@ func baseEnv(imageEnv []string, own map[string]string, bundle string) []string {
 	}
 	env["PATH"] = strings.Join(dirs, ":")
 	maps.Copy(env, own)
+	return envList(env)
+}
+
+// withEnv is an environment with variables added or replaced.
+func withEnv(list []string, own map[string]string) []string {
+	env := map[string]string{}
+	for _, kv := range list {
+		k, v, _ := strings.Cut(kv, "=")
+		env[k] = v
+	}
+	maps.Copy(env, own)
+	return envList(env)
+}
+
+func envList(env map[string]string) []string {
 	var out []string
 	for _, k := range slices.Sorted(maps.Keys(env)) {
 		out = append(out, k+"="+env[k])

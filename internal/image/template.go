@@ -12,12 +12,14 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode"
 
 	"go.yaml.in/yaml/v3"
 )
 
 // Declaration says how a template is made. Exactly one of Debian, OCI and Tarball is set, except that a declaration
-// with From may set only Debian, which then adds to the other's packages.
+// with From may set only Debian, which then adds to the other's packages. One that adds no packages is made from the
+// other's root without building that again.
 type Declaration struct {
 	// Name is how environments refer to it: lower-case letters, digits, "-", "_" and ".", at most 64.
 	Name string `yaml:"name" json:"name"`
@@ -30,6 +32,9 @@ type Declaration struct {
 	Tarball *Tarball `yaml:"tarball,omitempty" json:"tarball,omitempty"`
 	// Env is added to the environment of everything that runs on the template, over what the image says.
 	Env map[string]string `yaml:"env,omitempty" json:"env,omitempty"`
+	// Files are written into the root, over what the image has there: absolute path to content, owned by root, mode
+	// 0644. They are for settings such as /etc/pip.conf and /etc/gemrc; at most 1 MiB together.
+	Files map[string]string `yaml:"files,omitempty" json:"files,omitempty"`
 	// Runtimes maps a name to the command that prints its version.
 	Runtimes map[string][]string `yaml:"runtimes,omitempty" json:"runtimes,omitempty"`
 }
@@ -157,6 +162,7 @@ func (d Declaration) Validate() error {
 			bad("env %q: a name is letters, digits and '_', a value has no newline", k)
 		}
 	}
+	d.validateFiles(bad)
 	for k, argv := range d.Runtimes {
 		if k == "" || len(argv) == 0 || argv[0] == "" {
 			bad("runtime %q needs a command", k)
@@ -164,6 +170,26 @@ func (d Declaration) Validate() error {
 	}
 	return errors.Join(errs...)
 }
+
+func (d Declaration) validateFiles(bad func(string, ...any)) {
+	total := 0
+	for name, content := range d.Files {
+		top, rest, _ := strings.Cut(strings.TrimPrefix(name, "/"), "/")
+		if !path.IsAbs(name) || path.Clean(name) != name || name == "/" || strings.ContainsFunc(name, unicode.IsControl) {
+			bad("files: %q is not a clean absolute path", name)
+		}
+		if rest != "" && slices.Contains([]string{"proc", "sys", "dev", "tmp", "run", "workspace"}, top) || strings.HasPrefix(name, "/mnt/session/") {
+			bad("files: %q is in a directory that each sandbox has for itself", name)
+		}
+		total += len(content)
+	}
+	if total > maxTemplateFiles {
+		bad("files: more than %d bytes together", maxTemplateFiles)
+	}
+}
+
+// maxTemplateFiles bounds the content of Files, which every manifest repeats.
+const maxTemplateFiles = 1 << 20
 
 func (d *Debian) onlyPackages() bool {
 	return d.Suite == "" && d.Variant == "" && len(d.Components) == 0 && d.Mirror == "" && d.SecurityMirror == "" && d.Keyring == ""
@@ -235,7 +261,7 @@ func resolve(d Declaration, all map[string]Declaration) (Declaration, error) {
 		cur = next
 	}
 	out := chain[len(chain)-1]
-	out.Env, out.Runtimes = maps.Clone(out.Env), maps.Clone(out.Runtimes)
+	out.Env, out.Runtimes, out.Files = maps.Clone(out.Env), maps.Clone(out.Runtimes), maps.Clone(out.Files)
 	for _, more := range slices.Backward(chain[:len(chain)-1]) {
 		if more.Debian != nil {
 			if out.Debian == nil {
@@ -246,6 +272,7 @@ func resolve(d Declaration, all map[string]Declaration) (Declaration, error) {
 			out.Debian = &sum
 		}
 		out.Env = merge(out.Env, more.Env)
+		out.Files = merge(out.Files, more.Files)
 		out.Runtimes = merge(out.Runtimes, more.Runtimes)
 	}
 	out.Name, out.Description, out.From = d.Name, d.Description, ""

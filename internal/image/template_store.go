@@ -45,6 +45,7 @@ type TemplatesConfig struct {
 type Templates struct {
 	cache     string
 	decls     map[string]Declaration
+	parents   map[string]string // template → the one whose root it takes over, of those that add no packages
 	overrides map[string]map[string][]Registry
 	extraCA   string
 	log       *slog.Logger
@@ -68,7 +69,7 @@ func DefaultCacheDir() string {
 
 // NewTemplates checks every declaration and override, and reports all that is wrong at once. It builds nothing.
 func NewTemplates(c TemplatesConfig) (*Templates, error) {
-	t := &Templates{cache: c.CacheDir, decls: map[string]Declaration{}, extraCA: c.ExtraCAFile, log: c.Logger, openBox: c.OpenBox,
+	t := &Templates{cache: c.CacheDir, decls: map[string]Declaration{}, parents: map[string]string{}, extraCA: c.ExtraCAFile, log: c.Logger, openBox: c.OpenBox,
 		etc: "/etc", known: map[string]*Manifest{}}
 	if t.cache == "" {
 		t.cache = DefaultCacheDir()
@@ -102,6 +103,9 @@ func NewTemplates(c TemplatesConfig) (*Templates, error) {
 		r, err := resolve(d, t.decls)
 		errs = append(errs, err)
 		resolved[name] = r
+		if d.From != "" && (d.Debian == nil || len(d.Debian.Packages) == 0) {
+			t.parents[name] = d.From
+		}
 	}
 	t.decls = resolved
 	t.overrides, err = parseOverrides(c.RegistryOverrides, t.Known)
@@ -202,33 +206,39 @@ func (t *Templates) ensure(ctx context.Context, name string, p Progress, fresh b
 	if !ok {
 		return nil, fmt.Errorf("no template %q: there are %s", name, strings.Join(t.Names(), ", "))
 	}
-	p = safeProgress{p}
-	inputs, cas, err := t.inputs(d)
+	m, err := t.version(ctx, d, safeProgress{p}, fresh, t.openBox != nil)
 	if err != nil {
 		return nil, fmt.Errorf("template %s: %w", name, err)
 	}
-	if m := t.find(name, inputs); m != nil && !fresh && (m.Learned || t.openBox == nil) {
-		return t.base(m), nil
+	return t.base(m), nil
+}
+
+// version finds or builds a version of the template; with learn, one whose tools were asked.
+func (t *Templates) version(ctx context.Context, d Declaration, p safeProgress, fresh, learn bool) (*Manifest, error) {
+	inputs, cas, err := t.inputs(d)
+	if err != nil {
+		return nil, err
 	}
-	lock, err := lockFile(ctx, filepath.Join(t.cache, "locks", "base-"+name+".lock"), func() {
+	if m := t.find(d.Name, inputs); m != nil && !fresh && (m.Learned || !learn) {
+		return m, nil
+	}
+	lock, err := lockFile(ctx, filepath.Join(t.cache, "locks", "base-"+d.Name+".lock"), func() {
 		p.Stage("waiting for another build of this template")
 	})
 	if err != nil {
-		return nil, fmt.Errorf("template %s: %w", name, err)
+		return nil, err
 	}
 	defer lock.Close()
-	m := t.find(name, inputs)
+	m := t.find(d.Name, inputs)
 	if m == nil || fresh {
-		if m, err = t.build(ctx, d, inputs, cas, lock, p); err != nil {
-			return nil, fmt.Errorf("template %s: %w", name, err)
+		if m, err = t.build(ctx, d, inputs, cas, lock, fresh, p); err != nil {
+			return nil, err
 		}
 	}
-	if !m.Learned && t.openBox != nil {
-		if m, err = t.learn(ctx, m, p); err != nil {
-			return nil, fmt.Errorf("template %s: %w", name, err)
-		}
+	if !m.Learned && learn {
+		return t.learn(ctx, m, p)
 	}
-	return t.base(m), nil
+	return m, nil
 }
 
 // inputs hashes everything outside the source itself that decides what a build makes: with the same inputs an
@@ -259,7 +269,7 @@ func (t *Templates) inputs(d Declaration) (string, []Authority, error) {
 }
 
 // build makes a new version in scratch space and moves it into its place. The template's lock is held.
-func (t *Templates) build(ctx context.Context, d Declaration, inputs string, cas []Authority, lock *os.File, p Progress) (*Manifest, error) {
+func (t *Templates) build(ctx context.Context, d Declaration, inputs string, cas []Authority, lock *os.File, fresh bool, p safeProgress) (*Manifest, error) {
 	start := time.Now()
 	t.log.Info("building template", "template", d.Name)
 	scratchRoot := filepath.Join(t.cache, "scratch")
@@ -283,12 +293,13 @@ func (t *Templates) build(ctx context.Context, d Declaration, inputs string, cas
 	}
 	m := &Manifest{Base: Base{Template: d.Name, Arch: runtime.GOARCH}, Format: baseFormat, Inputs: inputs,
 		Description: d.Description, Declaration: d, Authorities: cas, Built: true}
-	imageEnv, err := t.source(ctx, d, cas, rootfs, scratch, lock, m, p)
-	if err != nil {
+	if err := t.root(ctx, d, cas, rootfs, scratch, lock, m, fresh, p); err != nil {
 		return nil, err
 	}
-	p.Stage("storing the template")
-	if err := finishRoot(rootfs, d, imageEnv, cas, m); err != nil {
+	if err := putFiles(rootfs, d.Files); err != nil {
+		return nil, err
+	}
+	if m.SizeBytes, err = treeSize(rootfs); err != nil {
 		return nil, err
 	}
 	m.Digest = hashFields(inputs, m.Source)
@@ -298,6 +309,26 @@ func (t *Templates) build(ctx context.Context, d Declaration, inputs string, cas
 	}
 	t.log.Info("built template", "template", d.Name, "digest", m.Digest, "bytes", m.SizeBytes, "duration", time.Since(start))
 	return m, nil
+}
+
+// root fills rootfs and the manifest: from the template that this one extends where that is all there is to it, else
+// from the source.
+func (t *Templates) root(ctx context.Context, d Declaration, cas []Authority, rootfs, scratch string, lock *os.File, m *Manifest, fresh bool, p safeProgress) error {
+	if parent, ok := t.parents[d.Name]; ok {
+		from, err := t.version(ctx, t.decls[parent], p, fresh, false)
+		if err != nil {
+			return fmt.Errorf("from %s: %w", parent, err)
+		}
+		p.Stage("copying template " + parent)
+		m.Source, m.Warnings, m.Arch, m.WorkingDir, m.Env = from.Source, from.builtWarnings(), from.Arch, from.WorkingDir, withEnv(from.Env, d.Env)
+		return linkTree(ctx, filepath.Join(t.basesDir(), from.Digest, "rootfs"), rootfs)
+	}
+	imageEnv, err := t.source(ctx, d, cas, rootfs, scratch, lock, m, p)
+	if err != nil {
+		return err
+	}
+	p.Stage("storing the template")
+	return finishRoot(rootfs, d, imageEnv, cas, m)
 }
 
 // source fills rootfs, sets the manifest's Source, and returns the environment that the image brings.

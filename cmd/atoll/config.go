@@ -102,6 +102,15 @@ type PackagesConfig struct {
 	// Quota of all package layers together: beyond it the least recently used
 	// ones that no environment or session uses are removed. Zero: 20 GiB.
 	Quota Bytes `yaml:"quota"`
+	// Memory of one install's sandbox. Zero: 4 GiB, or half of the machine's if
+	// that is less.
+	Memory Bytes `yaml:"memory"`
+	// CPUs is processor time per wall time of one install. Zero: limits.cpus.
+	CPUs float64 `yaml:"cpus"`
+	// Processes and threads of one install. Zero: 4096.
+	Processes int `yaml:"processes"`
+	// Disk is what one install may write, scratch space included. Zero: 10 GiB.
+	Disk Bytes `yaml:"disk"`
 }
 
 // Bytes is a size. In YAML: a number of bytes, or a number with KiB, MiB, GiB
@@ -199,7 +208,7 @@ func (c *Config) validate() error {
 		bad("log-format: %q is not text or json", c.LogFormat)
 	}
 	_, err := c.templates(nil, nil)
-	errs = append(errs, err, c.Egress.validate(), c.Limits.validate())
+	errs = append(errs, err, c.Egress.validate(), c.Limits.validate("limits"), c.Packages.limits().validate("packages"))
 	if c.Packages.MaxParallel < 0 {
 		bad("packages.max_parallel: %d is negative", c.Packages.MaxParallel)
 	}
@@ -285,20 +294,26 @@ func (e *EgressConfig) denied() ([]netip.Prefix, error) {
 	return out, errors.Join(errs...)
 }
 
-func (l *LimitsConfig) validate() error {
+// limits are those of one install's sandbox.
+func (p *PackagesConfig) limits() LimitsConfig {
+	return LimitsConfig{Memory: p.Memory, CPUs: p.CPUs, Processes: p.Processes, Disk: p.Disk}
+}
+
+// validate names what is wrong by the group of the fields.
+func (l LimitsConfig) validate(group string) error {
 	var errs []error
-	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(group+"."+format, args...)) }
 	if l.Memory != 0 && l.Memory < 64<<20 {
-		bad("limits.memory: less than 64MiB cannot hold a sandbox")
+		bad("memory: less than 64MiB cannot hold a sandbox")
 	}
 	if l.Disk != 0 && l.Disk < 16<<20 {
-		bad("limits.disk: less than 16MiB cannot hold a file system")
+		bad("disk: less than 16MiB cannot hold a file system")
 	}
 	if l.CPUs < 0 || l.CPUs != l.CPUs {
-		bad("limits.cpus: %v is not a number of processors", l.CPUs)
+		bad("cpus: %v is not a number of processors", l.CPUs)
 	}
 	if l.Processes < 0 {
-		bad("limits.processes: %d is negative", l.Processes)
+		bad("processes: %d is negative", l.Processes)
 	}
 	return errors.Join(errs...)
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"strconv"
@@ -59,12 +60,13 @@ func (s *states) Collect(out chan<- prometheus.Metric) {
 	}
 }
 
-// builderLimits are what a builder sandbox may use: 4 GiB of memory or half of
-// the machine's, 4,096 processes and 10 GiB of disk, and the processors that a
-// session may have.
-func builderLimits(session sandbox.Limits) sandbox.Limits {
+// builderLimits are what a builder sandbox may use: what the configuration says,
+// else 4 GiB of memory or half of the machine's, 4,096 processes and 10 GiB of
+// disk, and the processors that a session may have.
+func builderLimits(own, session sandbox.Limits) sandbox.Limits {
 	return sandbox.Limits{
-		MemoryBytes: min(4<<30, machineMemory()/2), CPUs: session.CPUs, Processes: 4096, DiskBytes: 10 << 30,
+		MemoryBytes: cmp.Or(own.MemoryBytes, min(4<<30, machineMemory()/2)), CPUs: cmp.Or(own.CPUs, session.CPUs),
+		Processes: cmp.Or(own.Processes, 4096), DiskBytes: cmp.Or(own.DiskBytes, 10<<30),
 	}
 }
 

@@ -123,7 +123,7 @@ func (w *wiring) openNetwork(context.Context) error {
 }
 
 func (w *wiring) openImages(context.Context) (err error) {
-	boxes := &control.Boxes{Engine: w.engine, Network: w.network, Limits: builderLimits(w.cfg.Limits.limits())}
+	boxes := &control.Boxes{Engine: w.engine, Network: w.network, Limits: builderLimits(w.cfg.Packages.limits().limits(), w.cfg.Limits.limits())}
 	if w.templates, err = w.cfg.templates(w.log, boxes.Open); err != nil {
 		return err
 	}

@@ -201,6 +201,6 @@ func withBoxes(ctx context.Context, cfg Config, do func(image.OpenBox) error) (e
 		return fmt.Errorf("opening the network gateway: %w", err)
 	}
 	defer func() { err = errors.Join(err, network.Shutdown(context.WithoutCancel(ctx))) }()
-	boxes := &control.Boxes{Engine: engine, Network: network, Limits: builderLimits(cfg.Limits.limits())}
+	boxes := &control.Boxes{Engine: engine, Network: network, Limits: builderLimits(cfg.Packages.limits().limits(), cfg.Limits.limits())}
 	return do(boxes.Open)
 }

@@ -3,8 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"net/http"
 	"net/http/httptest"
@@ -13,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/coder/websocket"
 
 	"github.com/atoll-run/atoll/internal/control"
 	"github.com/atoll-run/atoll/internal/store"
@@ -66,50 +66,75 @@ func TestCommandLine(t *testing.T) {
 	}
 }
 
-// TestExec passes a command to a server and its output back.
+// TestExec passes a command and its input to a server, and its output back.
 func TestExec(t *testing.T) {
 	t.Parallel()
-	var got map[string]any
-	reply := `{"type":"stdout","data":"out"}
-{"type":"stderr","data":"/w==","encoding":"base64"}
-{"type":"exit","code":7,"signal":null,"timed_out":false,"duration_ms":3}
-`
+	const end = `{"type":"exit","code":7,"signal":null,"timed_out":false,"duration_ms":3}`
+	var request, input string
+	frames := []string{`{"type":"stdout","data":"out"}`, `{"type":"later"}`, `{"type":"stderr","data":"/w==","encoding":"base64"}`, end}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("x-api-key") != "k" || r.URL.Path != "/atoll/v1/sessions/sesn_x/exec" {
 			w.WriteHeader(http.StatusNotFound)
 			_, _ = w.Write([]byte(`{"type":"error","error":{"type":"not_found_error","message":"Session sesn_y not found."},"request_id":"req_1"}`))
 			return
 		}
-		if err := json.NewDecoder(r.Body).Decode(&got); err != nil {
+		conn, err := websocket.Accept(w, r, nil)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.CloseNow()
+		conn.SetReadLimit(inputFrame)
+		_, text, err := conn.Read(r.Context())
+		request, input = string(text), ""
+		for err == nil {
+			var piece []byte
+			if _, piece, err = conn.Read(r.Context()); len(piece) == 0 {
+				break
+			}
+			input += string(piece)
+			if err = conn.Write(r.Context(), websocket.MessageText, []byte(`{"type":"stdin"}`)); err != nil {
+				break
+			}
+		}
+		if err != nil {
 			t.Error(err)
 		}
-		_, _ = w.Write([]byte(reply))
+		for _, frame := range frames {
+			if err := conn.Write(r.Context(), websocket.MessageText, []byte(frame)); err != nil {
+				t.Error(err)
+			}
+		}
 	}))
 	defer server.Close()
 	env := map[string]string{"ATOLL_URL": server.URL, "ATOLL_API_KEY": "k"}
-	code, stdout, stderr := command(t, env, "in\xff", "exec", "-e", "A=b=c", "--cwd", "/tmp", "--timeout", "2s", "sesn_x", "--", "ls", "--all")
+	sent := strings.Repeat("in\xff", 1<<20) // more than the window
+	code, stdout, stderr := command(t, env, sent, "exec", "-e", "A=b=c", "--cwd", "/tmp", "--timeout", "2s", "sesn_x", "--", "ls", "--all")
 	if code != 7 || stdout != "out" || stderr != "\xff" {
 		t.Errorf("exit %d, stdout %q, stderr %q", code, stdout, stderr)
 	}
-	text, err := json.Marshal(got)
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := `{"command":["ls","--all"],"cwd":"/tmp","env":{"A":"b=c"},"stdin":"` + base64.StdEncoding.EncodeToString([]byte("in\xff")) + `","stdin_encoding":"base64","timeout_ms":2000}`
-	if string(text) != want {
-		t.Errorf("got  %s\nwant %s", text, want)
+	if want := `{"command":["ls","--all"],"cwd":"/tmp","env":{"A":"b=c"},"timeout_ms":2000}`; request != want || input != sent {
+		t.Errorf("got  %s\nwant %s\nand %d bytes of input of %d", request, want, len(input), len(sent))
 	}
 	code, _, stderr = command(t, env, "", "exec", "sesn_y", "true")
 	if code != codeOwn || stderr != "atoll: Session sesn_y not found.\n" {
 		t.Errorf("exit %d, stderr %q", code, stderr)
 	}
-	reply = `{"type":"exit","code":137,"signal":"SIGKILL","timed_out":true,"duration_ms":3}`
-	if code, _, _ = command(t, env, "", "exec", "sesn_x", "true"); code != codeTimedOut {
-		t.Errorf("a command that timed out: exit %d", code)
-	}
-	reply = `{"type":"stdout","data":"half"}`
-	if code, _, stderr = command(t, env, "", "exec", "sesn_x", "true"); code != codeOwn || !strings.Contains(stderr, "ended before the command") {
-		t.Errorf("a connection that ended: exit %d, stderr %q", code, stderr)
+	for frame, want := range map[string]struct {
+		code  int
+		words string
+	}{
+		`{"type":"exit","code":137,"signal":"SIGKILL","timed_out":true,"duration_ms":3}`:                       {codeTimedOut, ""},
+		`{"type":"stdout","data":"half"}`:                                                                      {codeOwn, "ended before the command"},
+		`{"type":"error","error":{"type":"not_found_error","message":"No such session."},"request_id":"r"}`:    {codeOwn, "atoll: No such session.\n"},
+		`{"type":"error","error":{"type":"api_error","message":"Internal server error"},"request_id":"req_1"}`: {codeOwn, "(request req_1)"},
+		`{"type":"error"}`: {codeOwn, "refused"},
+		`nonsense`:         {codeOwn, "reading the command's output"},
+	} {
+		frames = []string{frame}
+		if code, _, stderr := command(t, env, "", "exec", "sesn_x", "true"); code != want.code || !strings.Contains(stderr, want.words) {
+			t.Errorf("%s: exit %d, stderr %q", frame, code, stderr)
+		}
 	}
 }
 

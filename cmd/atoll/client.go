@@ -12,6 +12,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/coder/websocket"
 )
 
 // clientFlags say which server to talk to, and with which key.
@@ -59,12 +61,21 @@ type wireError struct {
 func failure(res *http.Response) error {
 	defer res.Body.Close()
 	body, _ := io.ReadAll(io.LimitReader(res.Body, 64<<10)) // a cut body is still worth its status
-	var e wireError
-	if json.Unmarshal(body, &e) != nil || e.Error.Message == "" {
-		return fmt.Errorf("the server answered %s", res.Status)
+	if err := wordsOf(body); err != nil {
+		return err
 	}
-	if res.StatusCode >= 500 {
-		return fmt.Errorf("%s (%d, request %s)", e.Error.Message, res.StatusCode, e.RequestID)
+	return fmt.Errorf("the server answered %s", res.Status)
+}
+
+// wordsOf is the message of an error body; nil if it is none. The request's id,
+// which is in the server's log, is added where the message says little.
+func wordsOf(body []byte) error {
+	var e wireError
+	switch {
+	case json.Unmarshal(body, &e) != nil || e.Error.Message == "":
+		return nil
+	case e.Error.Type == "api_error":
+		return fmt.Errorf("%s (request %s)", e.Error.Message, e.RequestID)
 	}
 	return errors.New(e.Error.Message)
 }
@@ -72,8 +83,7 @@ func failure(res *http.Response) error {
 // send makes a request and answers its reply, whose body the caller closes.
 // body is JSON, or nil for none. A status of 400 or more is an error.
 func (c *client) send(ctx context.Context, method, path string, query url.Values, body any) (*http.Response, error) {
-	target := *c.base
-	target.Path += path
+	target := c.base.JoinPath(path)
 	target.RawQuery = query.Encode()
 	var content io.Reader
 	if body != nil {
@@ -93,15 +103,40 @@ func (c *client) send(ctx context.Context, method, path string, query url.Values
 	}
 	res, err := c.http.Do(req)
 	if err != nil {
-		if e, ok := errors.AsType[*url.Error](err); ok {
-			err = e.Err // the whole URL is in the flag already
-		}
-		return nil, fmt.Errorf("asking the server at %s: %w", c.base, err)
+		return nil, c.unreached(err)
 	}
 	if res.StatusCode >= 400 {
 		return nil, failure(res)
 	}
 	return res, nil
+}
+
+// unreached is the error of a request that was not answered.
+func (c *client) unreached(err error) error {
+	if e, ok := errors.AsType[*url.Error](err); ok {
+		err = e.Err // the whole URL is in the flag already
+	}
+	return fmt.Errorf("asking the server at %s: %w", c.base, err)
+}
+
+// maxFrame is the largest frame that a server sends, in bytes.
+const maxFrame = 1 << 20
+
+// dial opens a WebSocket.
+func (c *client) dial(ctx context.Context, path string) (*websocket.Conn, error) {
+	target := c.base.JoinPath(path)
+	conn, res, err := websocket.Dial(ctx, target.String(), &websocket.DialOptions{
+		HTTPClient: c.http,
+		HTTPHeader: http.Header{"X-Api-Key": {c.key}},
+	})
+	switch {
+	case err == nil:
+		conn.SetReadLimit(maxFrame)
+		return conn, nil
+	case res != nil && res.StatusCode >= 400 && res.Body != nil:
+		return nil, failure(res)
+	}
+	return nil, c.unreached(err)
 }
 
 // get reads a JSON reply into out.

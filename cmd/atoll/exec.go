@@ -1,17 +1,20 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"net/url"
 	"os"
 	"strings"
+	"syscall"
 	"time"
+
+	"github.com/coder/websocket"
 )
 
 // Exit codes of atoll exec and atoll shell that are not the command's own. As
@@ -33,19 +36,17 @@ type execCmd struct {
 }
 
 func (execCmd) Help() string {
-	return `Standard input is sent to the command unless it is a terminal; it is read to its end first. The exit code is
+	return `Standard input is sent to the command as it comes, unless it is a terminal; atoll shell is for those. The exit code is
 the command's; 124 when --timeout ended it, 125 when atoll itself failed, 130 when it was interrupted.`
 }
 
-// execEvent is one line of the reply.
+// execEvent is one frame of the reply.
 type execEvent struct {
-	Type     string  `json:"type"`
-	Data     string  `json:"data"`
-	Encoding string  `json:"encoding"`
-	Code     int     `json:"code"`
-	Signal   *string `json:"signal"`
-	TimedOut bool    `json:"timed_out"`
-	Message  string  `json:"message"`
+	Type     string `json:"type"` // stdout, stderr, stdin (a piece was taken), exit or error
+	Data     string `json:"data"`
+	Encoding string `json:"encoding"`
+	Code     int    `json:"code"`
+	TimedOut bool   `json:"timed_out"`
 }
 
 // Run runs the command and passes its output on as it comes.
@@ -67,20 +68,36 @@ func (c execCmd) run(ctx context.Context, io *streams) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	body, err := c.body(io)
+	request, err := c.request()
 	if err != nil {
 		return 0, err
 	}
-	res, err := client.send(ctx, http.MethodPost, "/atoll/v1/sessions/"+url.PathEscape(c.Session)+"/exec", nil, body)
+	conn, err := client.dial(ctx, "/atoll/v1/sessions/"+url.PathEscape(c.Session)+"/exec")
 	if err != nil {
 		return 0, err
 	}
-	defer res.Body.Close()
-	return follow(res.Body, io.out, io.err)
+	defer conn.CloseNow()
+	if err := conn.Write(ctx, websocket.MessageText, request); err != nil {
+		return 0, fmt.Errorf("sending the command: %w", err)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	taken := make(chan struct{}, inputWindow)
+	// A read of standard input cannot be interrupted; the goroutine ends with the program.
+	go func() {
+		if err := sendPieces(ctx, conn, input(io.in), taken); err != nil {
+			cancel(err)
+		}
+	}()
+	code, err := follow(ctx, conn, taken, io.out, io.err)
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		err = cause
+	}
+	return code, err
 }
 
-// body makes the request of the flags and of standard input.
-func (c execCmd) body(in *streams) (map[string]any, error) {
+// request is the first frame: what to run, from the flags.
+func (c execCmd) request() ([]byte, error) {
 	args := c.Command
 	if len(args) > 0 && args[0] == "--" {
 		args = args[1:]
@@ -106,47 +123,65 @@ func (c execCmd) body(in *streams) (map[string]any, error) {
 		}
 		body["env"] = env
 	}
-	input, err := readInput(in.in)
-	if err != nil {
-		return nil, err
-	}
-	if len(input) > 0 {
-		body["stdin"], body["stdin_encoding"] = base64.StdEncoding.EncodeToString(input), "base64"
-	}
-	return body, nil
+	return json.Marshal(body)
 }
 
-// maxInput is what a request may carry as standard input.
-const maxInput = 16 << 20
+// The protocol's numbers: standard input goes in pieces of at most inputFrame
+// bytes, of which inputWindow may be under way.
+const (
+	inputFrame  = 64 << 10
+	inputWindow = 16
+)
 
-// readInput reads standard input to its end. A terminal or another device
-// counts as empty.
-func readInput(in io.Reader) ([]byte, error) {
-	if f, ok := in.(*os.File); ok {
-		info, err := f.Stat()
-		if err != nil || info.Mode()&os.ModeCharDevice != 0 {
-			return nil, nil // closed, a terminal, /dev/null
+// input is standard input as a command gets it: a terminal counts as empty.
+func input(in io.Reader) io.Reader {
+	if isTerminal(in) {
+		return strings.NewReader("")
+	}
+	return in
+}
+
+// sendPieces sends input until its end, or until the connection's. taken
+// gets a value for each piece that the command has taken. Its error is one of
+// reading in.
+func sendPieces(ctx context.Context, conn *websocket.Conn, in io.Reader, taken <-chan struct{}) error {
+	buffer := make([]byte, inputFrame)
+	for sent := 0; ; {
+		n, err := in.Read(buffer)
+		if n > 0 {
+			if conn.Write(ctx, websocket.MessageBinary, buffer[:n]) != nil {
+				return nil // the reader of the connection says why
+			}
+			sent++
+		}
+		switch {
+		case errors.Is(err, io.EOF), errors.Is(err, os.ErrClosed), errors.Is(err, syscall.EBADF): // closed counts as empty
+			_ = conn.Write(ctx, websocket.MessageBinary, nil) // as above
+			return nil
+		case err != nil:
+			return fmt.Errorf("reading standard input: %w", err)
+		}
+		if sent < inputWindow {
+			continue
+		}
+		select {
+		case <-taken:
+			sent--
+		case <-ctx.Done():
+			return nil
 		}
 	}
-	b, err := io.ReadAll(io.LimitReader(in, maxInput+1))
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("reading standard input: %w", err)
-	case len(b) > maxInput:
-		return nil, fmt.Errorf("standard input is larger than %d MiB: put it into a file of the session first (PUT /atoll/v1/sessions/ID/files)", maxInput>>20)
-	}
-	return b, nil
 }
 
 // follow passes output on until the exit event and answers its code.
-func follow(events io.Reader, stdout, stderr io.Writer) (int, error) {
-	dec := json.NewDecoder(events)
+func follow(ctx context.Context, conn *websocket.Conn, taken chan<- struct{}, stdout, stderr io.Writer) (int, error) {
 	for {
+		_, text, err := conn.Read(ctx)
+		if err != nil {
+			return 0, fmt.Errorf("the connection ended before the command: %w", err)
+		}
 		var e execEvent
-		switch err := dec.Decode(&e); {
-		case errors.Is(err, io.EOF):
-			return 0, errors.New("the connection ended before the command")
-		case err != nil:
+		if err := json.Unmarshal(text, &e); err != nil {
 			return 0, fmt.Errorf("reading the command's output: %w", err)
 		}
 		out := stdout
@@ -154,19 +189,25 @@ func follow(events io.Reader, stdout, stderr io.Writer) (int, error) {
 		case "stderr":
 			out = stderr
 		case "stdout":
+		case "stdin":
+			select {
+			case taken <- struct{}{}:
+			default: // nobody counts any more, the input has ended
+			}
+			continue
 		case "exit":
+			_ = conn.Close(websocket.StatusNormalClosure, "") // the other side may have closed first
 			if e.TimedOut {
 				return codeTimedOut, nil
 			}
 			return e.Code, nil
 		case "error":
-			return 0, errors.New(e.Message)
+			return 0, cmp.Or(wordsOf(text), errors.New("the server refused the command"))
 		default:
 			continue
 		}
 		data := []byte(e.Data)
 		if e.Encoding == "base64" {
-			var err error
 			if data, err = base64.StdEncoding.DecodeString(e.Data); err != nil {
 				return 0, fmt.Errorf("reading the command's output: %w", err)
 			}

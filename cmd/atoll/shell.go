@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"net/url"
 	"os"
 	"os/signal"
@@ -46,7 +45,7 @@ func (c shellCmd) Run(ctx context.Context, io *streams) error {
 	if err != nil {
 		return &exitError{code: codeOwn, err: err}
 	}
-	conn, err := client.dialShell(ctx, c.Session)
+	conn, err := client.dial(ctx, "/atoll/v1/sessions/"+url.PathEscape(c.Session)+"/shell")
 	if err != nil {
 		return &exitError{code: codeOwn, err: err}
 	}
@@ -67,23 +66,6 @@ func (c shellCmd) Run(ctx context.Context, io *streams) error {
 		return &exitError{code: code}
 	}
 	return nil
-}
-
-func (c *client) dialShell(ctx context.Context, session string) (*websocket.Conn, error) {
-	target := *c.base
-	target.Path += "/atoll/v1/sessions/" + url.PathEscape(session) + "/shell"
-	conn, res, err := websocket.Dial(ctx, target.String(), &websocket.DialOptions{
-		HTTPClient: c.http,
-		HTTPHeader: http.Header{"X-Api-Key": {c.key}},
-	})
-	if err != nil {
-		if res != nil && res.StatusCode >= 400 && res.Body != nil {
-			return nil, failure(res)
-		}
-		return nil, fmt.Errorf("connecting to the server at %s: %w", c.base, err)
-	}
-	conn.SetReadLimit(1 << 20)
-	return conn, nil
 }
 
 // converse copies between the terminal and the connection until the shell

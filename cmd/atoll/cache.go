@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"net"
 	"net/http"
 	"path/filepath"
 	"strings"
@@ -24,11 +22,11 @@ type cacheCmd struct {
 }
 
 type cacheShowCmd struct {
-	dataFlag
+	hostFlags
 	JSON bool `name:"json" help:"Print all that is known, as JSON."`
 }
 
-type cachePruneCmd struct{ dataFlag }
+type cachePruneCmd struct{ hostFlags }
 
 // Run prints the layers, least recently used first.
 func (c cacheShowCmd) Run(ctx context.Context, io *streams) error {
@@ -74,26 +72,22 @@ type cacheManager interface {
 
 // manageCache calls do with the running server's cache, or with the data
 // directory's own when no server runs.
-func (f dataFlag) manageCache(ctx context.Context, io *streams, do func(cacheManager) error) error {
-	dir := f.dir(io)
-	socket := filepath.Join(dir, adminSocketFile)
-	if conn, err := (&net.Dialer{}).DialContext(ctx, "unix", socket); err == nil {
-		conn.Close()
-		return do(socketCache{newSocketKeys(socket).client})
-	} else if errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("asking the running server: %w", err)
-	}
-	db, err := store.Open(ctx, store.Config{Path: filepath.Join(dir, databaseFile)})
+func (f hostFlags) manageCache(ctx context.Context, io *streams, do func(cacheManager) error) error {
+	cfg, err := f.load(io, defaultListen)
 	if err != nil {
-		return fmt.Errorf("no server answers on %s, and: %w", socket, err)
+		return err
 	}
-	builder, err := image.NewBuilder(image.BuilderConfig{LayersDir: filepath.Join(dir, layersDir),
-		OpenBox: func(context.Context, image.BoxSpec) (image.Box, error) { return nil, errors.New("no server runs") }})
-	if err != nil {
-		return errors.Join(err, db.Close())
-	}
-	defer builder.Close()
-	return errors.Join(do(&control.Cache{Store: db, Builder: builder}), db.Close())
+	return f.administer(ctx, io, func(server *client) error {
+		return do(socketCache{server})
+	}, func(dir string, db *store.Store) error {
+		builder, err := image.NewBuilder(image.BuilderConfig{LayersDir: filepath.Join(dir, layersDir),
+			OpenBox: func(context.Context, image.BoxSpec) (image.Box, error) { return nil, errors.New("no server runs") }})
+		if err != nil {
+			return err
+		}
+		defer builder.Close()
+		return do(&control.Cache{Store: db, Builder: builder, Quota: int64(cfg.Packages.Quota)})
+	})
 }
 
 // socketCache asks a running server.

@@ -74,7 +74,7 @@ func wordsOf(body []byte) error {
 	switch {
 	case json.Unmarshal(body, &e) != nil || e.Error.Message == "":
 		return nil
-	case e.Error.Type == "api_error":
+	case e.Error.Type == "api_error" && e.RequestID != "":
 		return fmt.Errorf("%s (request %s)", e.Error.Message, e.RequestID)
 	}
 	return errors.New(e.Error.Message)

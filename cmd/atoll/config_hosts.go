@@ -55,3 +55,21 @@ func (e *EgressConfig) resolver() (egress.Resolver, error) {
 	}
 	return out, errors.Join(errs...)
 }
+
+// gatewayConfig is what the configuration says about the egress gateway. The
+// caller adds its directory and, where it serves, the rest.
+func (c *Config) gatewayConfig() (egress.Config, error) {
+	exempt, err := c.Egress.exemptions()
+	if err != nil {
+		return egress.Config{}, err
+	}
+	deny, err := c.Egress.denied()
+	if err != nil {
+		return egress.Config{}, err
+	}
+	resolver, err := c.Egress.resolver()
+	if err != nil {
+		return egress.Config{}, err
+	}
+	return egress.Config{DenyCIDRs: deny, Exempt: exempt, BlockHosts: c.Egress.BlockHosts, Resolver: resolver}, nil
+}

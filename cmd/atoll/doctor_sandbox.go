@@ -15,20 +15,6 @@ import (
 	"github.com/atoll-run/atoll/internal/sandbox/gvisor"
 )
 
-// gatewayConfig is the configuration of the egress gateway, without its
-// directory and its logger.
-func (c *Config) gatewayConfig() (egress.Config, error) {
-	exempt, err := c.Egress.exemptions()
-	if err != nil {
-		return egress.Config{}, err
-	}
-	deny, err := c.Egress.denied()
-	if err != nil {
-		return egress.Config{}, err
-	}
-	return egress.Config{DenyCIDRs: deny, Exempt: exempt, BlockHosts: c.Egress.BlockHosts}, nil
-}
-
 // checkEgress makes the network of a session, tries it from the inside, and
 // takes it away again.
 func checkEgress(ctx context.Context, cfg Config) (found string, err error) {

@@ -3,15 +3,10 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/url"
-	"os"
-	"path/filepath"
 	"text/tabwriter"
 	"time"
 
@@ -19,13 +14,6 @@ import (
 	"github.com/atoll-run/atoll/internal/httpapi"
 	"github.com/atoll-run/atoll/internal/store"
 )
-
-// adminSocketFile is where a running server answers key management, in the
-// data directory, mode 0600.
-const adminSocketFile = "admin.sock"
-
-// databaseFile is the database in the data directory.
-const databaseFile = "atoll.db"
 
 type keyCmd struct {
 	Create keyCreateCmd `cmd:"" help:"Make an API key and print it; it is shown this once."`
@@ -99,27 +87,11 @@ type keyManager interface {
 // manage calls do with the running server's keys, or with the database's own
 // when no server runs.
 func (f keyFlags) manage(ctx context.Context, io *streams, do func(keyManager) error) error {
-	dir := f.dir(io)
-	socket := filepath.Join(dir, adminSocketFile)
-	if conn, err := (&net.Dialer{}).DialContext(ctx, "unix", socket); err == nil {
-		conn.Close()
-		return do(newSocketKeys(socket))
-	} else if errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("asking the running server: %w", err)
-	}
-	path := filepath.Join(dir, databaseFile)
-	if _, err := os.Stat(path); err != nil {
-		return fmt.Errorf("no server has run in %s: %w", dir, err)
-	}
-	db, err := store.Open(ctx, store.Config{Path: path})
-	if errors.Is(err, store.ErrLocked) {
-		return fmt.Errorf("a server has the database and does not answer on %s; it may be starting or stopping, try again: %w", socket, err)
-	}
-	if err != nil {
-		return err
-	}
-	err = do(storeKeys{control.New(control.Config{Store: db, Logger: slog.New(slog.DiscardHandler)})})
-	return errors.Join(err, db.Close())
+	return f.administer(ctx, io, func(server *client) error {
+		return do(socketKeys{server})
+	}, func(_ string, db *store.Store) error {
+		return do(storeKeys{control.New(control.Config{Store: db, Logger: slog.New(slog.DiscardHandler)})})
+	})
 }
 
 // storeKeys manages keys in a database that this process has opened.
@@ -140,17 +112,6 @@ func (s storeKeys) revoke(ctx context.Context, workspace, id string) error {
 // socketKeys asks a running server.
 type socketKeys struct{ client *client }
 
-func newSocketKeys(socket string) socketKeys {
-	return socketKeys{&client{
-		base: &url.URL{Scheme: "http", Host: "admin"},
-		http: &http.Client{Transport: &http.Transport{
-			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-			},
-		}},
-	}}
-}
-
 func (s socketKeys) create(ctx context.Context, in httpapi.AdminCreate) (key httpapi.AdminKey, err error) {
 	res, err := s.client.send(ctx, http.MethodPost, "/keys", nil, in)
 	if err != nil {
@@ -170,40 +131,4 @@ func (s socketKeys) revoke(ctx context.Context, workspace, id string) error {
 		return err
 	}
 	return res.Body.Close()
-}
-
-// serveAdmin answers key and cache management on the data directory's socket until ctx
-// ends. The caller holds the database's lock, so that a socket that is there
-// already is a dead server's.
-func serveAdmin(ctx context.Context, data string, keys httpapi.AdminKeys, cache httpapi.AdminCache) error {
-	path := filepath.Join(data, adminSocketFile)
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("removing the old admin socket: %w", err)
-	}
-	// Made where nobody else can look, and moved into place once its mode is set.
-	private, err := os.MkdirTemp(data, ".admin-")
-	if err != nil {
-		return fmt.Errorf("making the admin socket: %w", err)
-	}
-	defer os.RemoveAll(private)
-	made := filepath.Join(private, "s")
-	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: made, Net: "unix"})
-	if err != nil {
-		return fmt.Errorf("making the admin socket: %w", err)
-	}
-	listener.SetUnlinkOnClose(false)
-	if err := errors.Join(os.Chmod(made, 0o600), os.Rename(made, path)); err != nil {
-		return errors.Join(fmt.Errorf("making the admin socket: %w", err), listener.Close())
-	}
-	server := &http.Server{Handler: httpapi.Admin(keys, cache), ReadHeaderTimeout: 10 * time.Second}
-	stop := context.AfterFunc(ctx, func() { _ = server.Close() }) // its error is the listener's, closed
-	defer stop()
-	err = server.Serve(listener)
-	if removeErr := os.Remove(path); removeErr != nil && !errors.Is(removeErr, fs.ErrNotExist) {
-		return fmt.Errorf("removing the admin socket: %w", removeErr)
-	}
-	if ctx.Err() != nil && errors.Is(err, http.ErrServerClosed) {
-		return nil
-	}
-	return fmt.Errorf("serving key management: %w", err)
 }

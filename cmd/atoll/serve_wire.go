@@ -95,26 +95,15 @@ func (w *wiring) openEngine(context.Context) (err error) {
 }
 
 func (w *wiring) openNetwork(context.Context) error {
-	exempt, err := w.cfg.Egress.exemptions()
+	config, err := w.cfg.gatewayConfig()
 	if err != nil {
 		return err
 	}
-	denied, err := w.cfg.Egress.denied()
-	if err != nil {
+	if config.OnDecision, err = newDecisionCounter(w.metrics); err != nil {
 		return err
 	}
-	resolver, err := w.cfg.Egress.resolver()
-	if err != nil {
-		return err
-	}
-	decisions, err := newDecisionCounter(w.metrics)
-	if err != nil {
-		return err
-	}
-	w.network, err = egress.New(egress.Config{
-		Dir: filepath.Join(w.cfg.Data, "networks"), Logger: w.log, DenyCIDRs: denied, Exempt: exempt, Resolver: resolver,
-		BlockHosts: w.cfg.Egress.BlockHosts, PoolSize: pooledNetworks, OnDecision: decisions,
-	})
+	config.Dir, config.Logger, config.PoolSize = filepath.Join(w.cfg.Data, "networks"), w.log, pooledNetworks
+	w.network, err = egress.New(config)
 	if err != nil {
 		return fmt.Errorf("opening the network gateway: %w", err)
 	}

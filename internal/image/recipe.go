@@ -82,10 +82,12 @@ var recipes = map[string]recipe{
 		provides: func(s spec, p installed) bool { return p.top && p.Name == s.name },
 	},
 	"pip": {
-		version: 1,
+		version: 2,
 		probe:   []string{"python3", "-m", "pip", "--version"},
 		env: []string{"PIP_BREAK_SYSTEM_PACKAGES=1", "PIP_ROOT_USER_ACTION=ignore", "PIP_DISABLE_PIP_VERSION_CHECK=1",
-			"PIP_NO_INPUT=1", "PIP_NO_CACHE_DIR=1", "PIP_PROGRESS_BAR=off", "PIP_NO_COLOR=1"},
+			"PIP_NO_INPUT=1", "PIP_NO_CACHE_DIR=1", "PIP_PROGRESS_BAR=off", "PIP_NO_COLOR=1",
+			// The same install gives the same bytes: with an epoch, byte code names its source by hash and not by time.
+			"SOURCE_DATE_EPOCH=946684800", "PYTHONHASHSEED=0"},
 		command: []string{"python3", "-m", "pip", "install", "--"},
 		list:    []string{"python3", "-m", "pip", "list", "--format", "json"}, parse: parsePipList,
 		diagnose: []string{"python3", "-m", "pip", "install", "-vv", "--dry-run", "--no-deps", "--only-binary", ":all:", "--retries", "0", "--"},

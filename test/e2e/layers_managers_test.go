@@ -1,0 +1,110 @@
+package e2e
+
+import (
+	"strings"
+	"testing"
+)
+
+// allManagers is a list with a small package for each manager. The gem comes
+// from the mirror, the rest from where the template gets packages.
+func allManagers() object {
+	return object{
+		"apt": []string{"figlet", "netbase"}, "cargo": []string{"data-encoding-bin"}, "gem": []string{"atoll-tiny:~> 1.0"},
+		"go": []string{"golang.org/x/example/hello@latest"}, "npm": []string{"left-pad@1.3.0", "semver@^7"},
+		"pip": []string{"six==1.17.0", "idna"},
+	}
+}
+
+// mirrored is an environment config of the mirror's template.
+func mirrored(packages object) object {
+	return object{"base_template": "mirrored", "packages": packages, "networking": object{"type": "limited"}}
+}
+
+// usable are commands that need a package each, and what they print.
+var usable = [][2]string{
+	{"figlet -f term hi", "hi"},
+	{"printf hi | data-encoding --mode=encode --base=hex", "6869"},
+	{"atoll-tiny && ruby -e 'require %q(atoll_tiny); puts ATOLL_TINY'", "tiny\ntiny"},
+	{"hello", "Hello, world!"},
+	{`cd /tmp && node -e 'console.log(require("left-pad")(1, 3, 0))' && semver 1.2.3`, "001\n1.2.3"},
+	{`echo 'import { SemVer } from "semver"; console.log(new SemVer("1.2.3").minor)' > /tmp/x.mjs && node /tmp/x.mjs`, "2"},
+	{`python3 -c 'import six, idna; print(six.__version__)'`, "1.17.0"},
+	{"dpkg -s figlet | grep Status", "Status: install ok installed"},
+}
+
+// checkUsable runs them with nothing set but PATH, which a session's exec has.
+func (s *server) checkUsable(session string) {
+	s.t.Helper()
+	for _, u := range usable {
+		if got := s.must(session, "env -i PATH=\"$PATH\" bash -c '"+strings.ReplaceAll(u[0], "'", `'\''`)+"'"); got != u[1] {
+			s.t.Errorf("%s: got %q, want %q", u[0], got, u[1])
+		}
+	}
+}
+
+// checkVersions holds the versions that a build reports against what the tools
+// in a session say.
+func (s *server) checkVersions(session string, b build) {
+	s.t.Helper()
+	said := map[string]string{}
+	for name, shell := range map[string]string{
+		"apt figlet":                    "dpkg-query -W -f '${Version}' figlet",
+		"apt netbase":                   "dpkg-query -W -f '${Version}' netbase",
+		"cargo data-encoding-bin":       "cargo install --list --root /usr/local | sed -n 's/^data-encoding-bin v\\(.*\\):$/\\1/p'",
+		"gem atoll-tiny":                "gem list --local --exact atoll-tiny | sed 's/.*(\\(.*\\))/\\1/'",
+		"go golang.org/x/example/hello": "go version -m /usr/local/bin/hello | awk '$1 == \"mod\" {print $3}'",
+		"npm left-pad":                  "cd /tmp && node -p 'require(\"left-pad/package.json\").version'",
+		"npm semver":                    "cd /tmp && node -p 'require(\"semver/package.json\").version'",
+		"pip six":                       "python3 -m pip show six | sed -n 's/^Version: //p'",
+		"pip idna":                      "python3 -m pip show idna | sed -n 's/^Version: //p'",
+	} {
+		said[name] = s.must(session, shell)
+	}
+	reported := map[string]string{}
+	for _, l := range b.Layers {
+		for _, p := range l.Packages {
+			if p.Requested {
+				reported[l.Manager+" "+p.Name] = p.Version
+			}
+		}
+	}
+	if len(said) != len(reported) {
+		s.t.Errorf("reported as requested: %v", reported)
+	}
+	for name, want := range said {
+		if reported[name] != want || want == "" {
+			s.t.Errorf("%s: the build says %q, the tool %q", name, reported[name], want)
+		}
+	}
+}
+
+// TestLayersAllManagers installs with all six managers through the API and uses
+// what came of it. Then it makes the same layers under a server that is killed
+// in every install, and compares.
+func TestLayersAllManagers(t *testing.T) {
+	m := newMirror(t)
+	s := newServer(t, m.config(""))
+	agent := s.agent()
+	m.addGem(s, agent)
+	env := s.environment(mirrored(allManagers()))
+	b := s.built(env)
+	if b.Status != "ready" || len(b.Layers) != 6 {
+		t.Fatalf("build: %+v %+v", b, b.Error)
+	}
+	id := s.session(agent, env)
+	s.checkUsable(id)
+	s.checkVersions(id, b)
+
+	// The same again installs nothing; another pip list reuses what is below.
+	if b := s.built(s.environment(mirrored(allManagers()))); b.Status != "ready" || b.CacheHits != 6 {
+		t.Errorf("the same list again: %+v", b)
+	}
+	list := allManagers()
+	list["pip"] = []string{"six"}
+	other := s.built(s.environment(mirrored(list)))
+	if other.Status != "ready" || other.CacheHits != 5 || other.Layers[5].Hit {
+		t.Errorf("another pip list: %+v", other)
+	}
+
+	t.Run("killed", func(t *testing.T) { checkKilledBuild(t, m, s, b) })
+}

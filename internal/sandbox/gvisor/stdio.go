@@ -166,9 +166,30 @@ func (p *process) signalKey(c byte) {
 	}
 	for key, signal := range map[int]unix.Signal{unix.VINTR: unix.SIGINT, unix.VQUIT: unix.SIGQUIT, unix.VSUSP: unix.SIGTSTP} {
 		if t.Cc[key] == c {
+			p.settleInput()
 			p.signalForeground(signal)
 		}
 	}
+}
+
+// settleInput waits until the terminal's host side has taken what was typed.
+// It works that off in its own time, and for a signal it throws away what is
+// to be shown: coming after our signal, that would be the program's answer to
+// it, a shell's new prompt. A poll of the other end finishes the work first.
+func (p *process) settleInput() {
+	raw, err := p.terminal.SyscallConn()
+	if err != nil {
+		return
+	}
+	var peer uintptr
+	var errno unix.Errno
+	if raw.Control(func(fd uintptr) {
+		peer, _, errno = unix.Syscall(unix.SYS_IOCTL, fd, unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+	}) != nil || errno != 0 {
+		return // it is being closed: nobody will look
+	}
+	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(peer), Events: unix.POLLIN}}, 0) // what it finds does not matter
+	_ = unix.Close(int(peer))
 }
 
 // signalForeground signals the terminal's foreground programs. It fails when

@@ -117,6 +117,10 @@ func (s *Sandboxes) start(rec SessionRecord) *entry {
 			}
 		}
 		e.err = s.prepare(ctx, rec)
+		if errors.Is(e.err, errSessionGone) {
+			s.forget(rec.ID, e)
+			return
+		}
 		if e.err != nil && ctx.Err() == nil {
 			s.log.ErrorContext(ctx, "session has no sandbox", "session_id", rec.ID, "error", e.err)
 		}
@@ -124,8 +128,30 @@ func (s *Sandboxes) start(rec SessionRecord) *entry {
 	return e
 }
 
-// prepare makes the sandbox of a session, or nothing.
+// errSessionGone: the session was archived or deleted meanwhile.
+var errSessionGone = errors.New("the session has ended")
+
+// forget drops an entry unless another has taken its place.
+func (s *Sandboxes) forget(id string, e *entry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.entries[id] == e {
+		delete(s.entries, id)
+	}
+}
+
+// prepare makes the sandbox of a session, or nothing. The session's record is
+// read again, because a command that read it before the session was deleted may
+// get here afterwards; whoever deletes a record calls SessionEnded after it, so
+// that a preparation which still saw the record is ended.
 func (s *Sandboxes) prepare(ctx context.Context, rec SessionRecord) error {
+	now, err := s.store.Session(ctx, rec.Workspace, rec.ID)
+	switch {
+	case errors.Is(err, ErrNoRecord) || err == nil && !now.ArchivedAt.IsZero():
+		return errSessionGone
+	case err != nil:
+		return fmt.Errorf("reading the session: %w", err)
+	}
 	env, err := SessionConfig(rec)
 	if err != nil {
 		return err
@@ -187,26 +213,34 @@ func sessionPolicy(env SessionEnvironment, registries []image.Registry) egress.S
 	return spec
 }
 
-// SessionEnded implements Runtime.
+// SessionEnded implements Runtime. A command that came at the same moment may
+// have begun another preparation: it is ended too.
 func (s *Sandboxes) SessionEnded(ctx context.Context, rec SessionRecord) error {
-	s.mu.Lock()
-	e := s.entries[rec.ID]
-	s.mu.Unlock()
-	if e != nil {
-		e.cancel()
-		select {
-		case <-e.done:
-		case <-ctx.Done():
-			return ctx.Err()
+	for {
+		s.mu.Lock()
+		e := s.entries[rec.ID]
+		s.mu.Unlock()
+		if e != nil {
+			e.cancel()
+			select {
+			case <-e.done:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		if err := s.remove(ctx, rec.ID); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		same := s.entries[rec.ID] == e
+		if same {
+			delete(s.entries, rec.ID)
+		}
+		s.mu.Unlock()
+		if same {
+			return nil
 		}
 	}
-	if err := s.remove(ctx, rec.ID); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	delete(s.entries, rec.ID)
-	s.mu.Unlock()
-	return nil
 }
 
 // remove frees all that a sandbox had: its processes first, so that nothing

@@ -288,6 +288,30 @@ func TestDeleteDuringPreparation(t *testing.T) {
 	r.empty()
 }
 
+// Commands that come while a session is deleted leave no sandbox either,
+// whenever they read the session's record.
+func TestCommandsDuringDelete(t *testing.T) {
+	r := newRig(t)
+	for range 50 {
+		id := r.session()
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() { _ = r.run(id) }) // refused or not: what remains counts
+		}
+		if _, err := r.service.DeleteSession(t.Context(), r.caller, id); err != nil {
+			t.Fatal(err)
+		}
+		wg.Wait()
+		if err := r.run(id); r.kind(err) != control.NotFound {
+			t.Fatalf("after delete: %v", err)
+		}
+		r.empty()
+		if t.Failed() {
+			return
+		}
+	}
+}
+
 // A failure that may pass is tried again by the next command.
 func TestPreparationIsTriedAgain(t *testing.T) {
 	r := newRig(t)

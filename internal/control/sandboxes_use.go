@@ -151,6 +151,8 @@ func sandboxFault(ctx context.Context, err error) error {
 	switch {
 	case err == nil:
 		return nil
+	case errors.Is(err, errSessionGone):
+		return &Fault{Kind: NotFound, Message: "The session was archived or deleted.", Cause: err}
 	case errors.As(err, &failure):
 		return &Fault{Kind: Conflict, Message: "The packages of the environment could not be installed. " + failure.Error(),
 			Code: "environment_build_failed", Cause: err}

@@ -36,8 +36,8 @@ type Runtime interface {
 	// SessionCreated starts preparing the session's sandbox. It does not wait.
 	SessionCreated(rec SessionRecord)
 	// SessionEnded ends the session's sandbox and frees all it had. It is
-	// called before the row of a deleted session goes and after a session was
-	// archived. Repeating it is harmless.
+	// called before and after the row of a deleted session goes, and after a
+	// session was archived. Repeating it is harmless.
 	SessionEnded(ctx context.Context, rec SessionRecord) error
 }
 

@@ -280,6 +280,12 @@ func (s *Service) DeleteSession(ctx context.Context, caller Caller, id string) (
 	if err := s.store.DeleteSession(ctx, caller.Workspace, id); err != nil {
 		return api.Deleted{}, sessionFault(id, err)
 	}
+	if s.runtime != nil {
+		// A command may have asked for a sandbox while the record was still there.
+		if err := s.runtime.SessionEnded(context.WithoutCancel(ctx), rec); err != nil {
+			s.log.ErrorContext(ctx, "ending the sandbox of a deleted session", "session_id", rec.ID, "error", err)
+		}
+	}
 	return api.Deleted{ID: id, Type: "session_deleted"}, nil
 }
 

@@ -87,6 +87,10 @@ func (j *job) tries() {
 			j.layer, j.failure = layer, nil
 			return
 		}
+		if before := j.failure; before != nil && failure.Kind == KindTimeout {
+			// Why it was tried again says more than that there was no time left.
+			failure = before
+		}
 		failure.Attempts = j.attempts
 		j.failure = failure
 		if !failure.retryable() || j.attempts > len(j.b.cfg.Backoff) || ctx.Err() != nil {

@@ -92,7 +92,7 @@ func words(kind Kind, phrase, expr string) rule {
 // answer makes tools say that they found nothing.
 var commonRules = []rule{
 	words(KindDiskFull, "the disk of the build is full", `(?i)no space left on device|ENOSPC|disk quota exceeded|not enough free space`),
-	words(KindTooManyProcesses, "the build has too many processes", `(?i)resource temporarily unavailable.*(fork|thread|spawn)|(fork|spawn|thread|pthread_create).*(resource temporarily unavailable|EAGAIN)|can't start new thread`),
+	words(KindTooManyProcesses, "the build has too many processes", `(?i)resource temporarily unavailable.*(fork|thread|spawn)|(fork|spawn|thread|pthread_create).*(resource temporarily unavailable|EAGAIN)|can't start new thread|BlockingIOError: \[Errno 11\]`),
 	words(KindOutOfMemory, "the build is out of memory", `(?i)cannot allocate memory|signal: 9, SIGKILL|out of memory allocating|JavaScript heap out of memory|Killed signal terminated program|^Killed$|^MemoryError`),
 }
 
@@ -103,6 +103,12 @@ var networkWords = words(KindRegistryUnreachable, "the registry cannot be reache
 		`read timed out|i/o timeout|TLS handshake|handshake failed|certificate (verify|signed)|x509: |SSL_ERROR|SSLError|`+
 		`net::OpenTimeout|net::ReadTimeout|Errno::ECONN|SocketError|spurious network error|operation too slow|timeout was reached|\bstalled\b|IncompleteRead|`+
 		`50[0234] +(internal server error|bad gateway|service unavailable|gateway time-?out|server error)|E50[0234]\b|status code 50[0234]|bad response (internal server error|bad gateway|service unavailable|gateway time-?out) 50[0234]|too many 50[0234] error|server returned 50[0234]|got 50[0234]|HTTP error 50[0234]|error: 50[0234]`)
+
+// absentWords are what compilers, linkers and build systems say of a library
+// that is not there. Tools bury it under the fact that a build failed.
+var absentWords = regexp.MustCompile(`fatal error: \S+: No such file or directory|cannot find -l\S+|library not found for -l|` +
+	`^No package '[^']+' found|Package '?[^' ]+'?,? (?:required by '[^']+'|was) not found|Package \S+ was not found in the pkg-config search path|` +
+	`Could not find (?:the )?(?:directory of )?\S+ (?:library|headers?|installation)|linker .\S+. not found`)
 
 // managerRules recognise each tool's own words, the most telling first.
 var managerRules = map[string][]rule{
@@ -175,14 +181,14 @@ func classify(e evidence) *Failure {
 	}
 	network := func() bool { return match(networkWords) }
 	switch {
-	case e.timedOut:
-		f.Kind, phrase, f.ExitCode = KindTimeout, "not done after "+e.limit, -1
 	case e.usage.DiskFull:
 		f.Kind, phrase = KindDiskFull, commonRules[0].phrase
 	case e.usage.OOMKills > 0:
 		f.Kind, phrase = KindOutOfMemory, commonRules[2].phrase
 	case e.usage.PidsFull:
 		f.Kind, phrase = KindTooManyProcesses, commonRules[1].phrase
+	case e.timedOut:
+		f.Kind, phrase, f.ExitCode = KindTimeout, "not done after "+e.limit+", the limit of packages.manager_timeout", -1
 	case match(commonRules...):
 	case len(e.refused) > 0 && (network() || !match(managerRules[e.manager]...) || f.Kind == KindInstallError):
 		f.Kind, named = KindHostRefused, ""
@@ -194,9 +200,27 @@ func classify(e evidence) *Failure {
 			said = line
 		}
 	}
+	said = strings.TrimSpace(said)
+	if cause := absent(e.lines); f.Kind == KindInstallError && cause != "" {
+		said = cause + " (a header or library that an apt package of the environment could bring)"
+		if !slices.Contains(f.Tail, cause) {
+			f.Tail = tailOf(append([]string{cause}, f.Tail[min(1, max(0, len(f.Tail)-tailLines+1)):]...))
+		}
+	}
 	f.blame(e, named)
 	f.Message = sentence(f, phrase, said, len(e.specs))
 	return f
+}
+
+// absent finds the first line that names a header or library that is not there:
+// what follows from it comes after it.
+func absent(lines []string) string {
+	for _, l := range lines {
+		if absentWords.MatchString(l) {
+			return strings.TrimSpace(l)
+		}
+	}
+	return ""
 }
 
 func (r rule) find(lines []string) (line, name string, ok bool) {

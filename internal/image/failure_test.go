@@ -57,6 +57,28 @@ func TestClassify(t *testing.T) {
 	}
 }
 
+// TestAbsent digs the cause out from under what a tool makes of it.
+func TestAbsent(t *testing.T) {
+	lines := []string{"Collecting x", "      x.c:1:10: fatal error: mysql.h: No such file or directory", "      compilation terminated."}
+	for i := range 40 {
+		lines = append(lines, fmt.Sprintf("      traceback %d", i))
+	}
+	lines = append(lines, "ERROR: Failed building wheel for x", "ERROR: Failed to build installable wheels for some pyproject.toml based projects (x)")
+	f := classify(evidence{manager: "pip", current: -1, exit: BoxExit{Code: 1}, lines: lines, specs: []spec{{text: "x", name: "x"}}})
+	if !strings.HasPrefix(f.Message, `pip: building "x" failed: x.c:1:10: fatal error: mysql.h: No such file or directory (a header`) {
+		t.Error(f.Message)
+	}
+	if len(f.Tail) != tailLines || !strings.Contains(f.Tail[0], "mysql.h") || f.Tail[tailLines-1] != lines[len(lines)-1] {
+		t.Errorf("tail is %q", f.Tail)
+	}
+	for _, line := range []string{"/usr/bin/ld: cannot find -lpq: No such file or directory", "No package 'cairo' found",
+		"Package libffi was not found in the pkg-config search path.", "error: linker `cc` not found"} {
+		if absent([]string{line}) == "" {
+			t.Errorf("not recognised: %s", line)
+		}
+	}
+}
+
 func TestTail(t *testing.T) {
 	var lines []string
 	for i := range 50 {

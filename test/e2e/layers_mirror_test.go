@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -154,5 +155,13 @@ func (m *mirror) addGem(s *server, agent string) {
 			s.t.Fatal(err)
 		}
 		m.put(strings.TrimPrefix(h.Name, "."), content)
+	}
+}
+
+// decode reads a reply that must be JSON.
+func decode(t *testing.T, raw string, into any) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(raw), into); err != nil {
+		t.Errorf("%v in %s", err, raw)
 	}
 }

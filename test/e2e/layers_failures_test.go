@@ -1,0 +1,186 @@
+package e2e
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// backends are what the build of a source distribution does, in Python.
+var backends = map[string]string{
+	// A C extension that needs a library nobody installed.
+	"atoll-e2e-header": `
+    open("x.c", "w").write("#include <atollmissing/core.h>\nint x;\n")
+    subprocess.check_call(["gcc", "-c", "x.c"])`,
+	// One expression of a trillion terms.
+	"atoll-e2e-memory": `
+    lines = ["#define X0 a"] + [f"#define X{i} X{i-1} + X{i-1}" for i in range(1, 41)]
+    open("x.c", "w").write("\n".join(lines) + "\nint f(int a) { return X40; }\n")
+    subprocess.check_call(["gcc", "-c", "x.c"])`,
+	"atoll-e2e-disk": `
+    with open("x", "wb") as f:
+        while True:
+            f.write(b"x" * (1 << 20))`,
+	"atoll-e2e-sleep": `
+    print("going to sleep", flush=True)
+    time.sleep(3600)`,
+	"atoll-e2e-forks": `
+    children = []
+    while True:
+        children.append(subprocess.Popen(["sleep", "1000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))`,
+}
+
+// addSources puts source distributions on the mirror's package index. Their
+// build system is in them, so that no other package is needed.
+func (m *mirror) addSources(t *testing.T) {
+	t.Helper()
+	for name, does := range backends {
+		root := strings.ReplaceAll(name, "-", "_") + "-1.0"
+		metadata := fmt.Sprintf("Metadata-Version: 2.1\nName: %s\nVersion: 1.0\n", name)
+		files := [][2]string{
+			{"PKG-INFO", metadata},
+			{"pyproject.toml", "[build-system]\nrequires = []\nbuild-backend = \"backend\"\nbackend-path = [\".\"]\n"},
+			{"backend.py", fmt.Sprintf(`import os, subprocess, time
+def prepare_metadata_for_build_wheel(directory, config_settings=None):
+    os.mkdir(f"{directory}/%[1]s.dist-info")
+    open(f"{directory}/%[1]s.dist-info/METADATA", "w").write(%[2]q)
+    return "%[1]s.dist-info"
+def build_wheel(directory, config_settings=None, metadata_directory=None):%[3]s
+`, root, metadata, does)},
+		}
+		var out bytes.Buffer
+		zipped := gzip.NewWriter(&out)
+		archive := tar.NewWriter(zipped)
+		for _, f := range files {
+			if err := archive.WriteHeader(&tar.Header{Name: root + "/" + f[0], Mode: 0o644, Size: int64(len(f[1]))}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := archive.Write([]byte(f[1])); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := archive.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := zipped.Close(); err != nil {
+			t.Fatal(err)
+		}
+		file := root + ".tar.gz"
+		m.put("/files/"+file, out.Bytes())
+		m.put("/simple/"+name+"/", fmt.Appendf(nil, `<!DOCTYPE html><html><body><a href="/files/%s">%s</a></body></html>`, file, file))
+	}
+}
+
+// TestLayersFail makes builds fail in every way that a package or a registry
+// can bring about, and holds what people are told against the words here.
+func TestLayersFail(t *testing.T) {
+	m := newMirror(t)
+	m.addSources(t)
+	s := newServer(t, m.config(`
+packages:
+  memory: 512MiB
+  disk: 192MiB
+  processes: 300
+  manager_timeout: 45s
+  max_parallel: 4
+`))
+	tests := []struct {
+		name     string
+		packages object
+		kind     string
+		pkg      string
+		message  []string // parts of the line that people see
+		tail     string   // what the tool's own words must have
+	}{
+		{"unknown", object{"npm": []string{"left-pad", "@atoll-run/no-such-package"}}, "package_not_found", "@atoll-run/no-such-package",
+			[]string{`npm: no package "@atoll-run/no-such-package": npm`}, "404"},
+		{"header", object{"pip": []string{"six", "atoll-e2e-header"}}, "install_error", "atoll-e2e-header",
+			[]string{`pip: building "atoll-e2e-header" failed: `, "atollmissing/core.h: No such file or directory"}, "core.h"},
+		{"dead registry", object{"npm": []string{"@dead/x"}}, "registry_unreachable", "@dead/x",
+			[]string{"npm: the registry cannot be reached: "}, ""},
+		{"slow registry", object{"npm": []string{"@slow/x"}}, "timeout", "@slow/x",
+			[]string{"npm: not done after 45s"}, ""},
+		{"full disk", object{"pip": []string{"atoll-e2e-disk"}}, "disk_full", "atoll-e2e-disk",
+			[]string{"pip: the disk of the build is full"}, ""},
+		{"memory", object{"pip": []string{"atoll-e2e-memory"}}, "out_of_memory", "atoll-e2e-memory",
+			[]string{"pip: the build is out of memory"}, ""},
+		{"time", object{"pip": []string{"atoll-e2e-sleep"}}, "timeout", "atoll-e2e-sleep",
+			[]string{"pip: not done after 45s"}, ""},
+		{"processes", object{"pip": []string{"atoll-e2e-forks"}}, "too_many_processes", "atoll-e2e-forks",
+			[]string{"pip: the build has too many processes"}, ""},
+	}
+	agent := s.agent()
+	s.must(s.session(agent, s.environment(mirrored(object{}))), "true") // the template is there now
+	var wg sync.WaitGroup
+	for _, tt := range tests {
+		wg.Go(func() {
+			begin := time.Now()
+			env := s.environment(mirrored(tt.packages))
+			id := s.session(agent, env)
+			b := s.built(env)
+			if b.Status != "failed" || b.Error == nil {
+				t.Errorf("%s: %+v", tt.name, b)
+				return
+			}
+			e := *b.Error
+			t.Logf("%s: %v: %s", tt.name, time.Since(begin).Round(time.Second), e.Message)
+			tail := fmt.Sprint(e.Tail)
+			if e.Kind != tt.kind || e.Package != tt.pkg || !strings.Contains(tail, tt.tail) {
+				t.Errorf("%s: kind %q, package %q, tail:\n%s", tt.name, e.Kind, e.Package, tail)
+			}
+			for _, part := range tt.message {
+				if !strings.Contains(e.Message, part) {
+					t.Errorf("%s: the message has no %q: %s\n%s", tt.name, part, e.Message, tail)
+				}
+			}
+			var answer struct{ Error struct{ Message string } }
+			var raw string
+			if code := s.try("POST", "/atoll/v1/sessions/"+id+"/exec?stream=false", object{"shell": "true"}, &raw); code != 409 {
+				t.Errorf("%s: exec answers %d %s", tt.name, code, raw)
+			}
+			decode(t, raw, &answer)
+			if !strings.Contains(answer.Error.Message, e.Message) {
+				t.Errorf("%s: exec says %q, the build %q", tt.name, answer.Error.Message, e.Message)
+			}
+		})
+	}
+	wg.Wait()
+	if keys := committed(t, s); len(keys) > 0 {
+		t.Errorf("failed builds left layers: %v", keys)
+	}
+	waitFor(t, 30*time.Second, "the builders to be gone", func() bool { return len(builders(t, s)) == 0 })
+	for _, rest := range []string{"layers/.scratch", "layers/.trash"} {
+		if left, err := os.ReadDir(filepath.Join(s.Data, rest)); err != nil || len(left) > 0 {
+			t.Errorf("%s has %v %v", rest, left, err)
+		}
+	}
+	// The same server builds what is right.
+	env := s.environment(mirrored(object{"pip": []string{"six==1.17.0"}}))
+	s.must(s.session(agent, env), "python3 -c 'import six'")
+}
+
+// builders lists what builder sandboxes a data directory has.
+func builders(t *testing.T, s *server) (found []string) {
+	t.Helper()
+	for _, dir := range []string{"sandboxes", "networks"} {
+		entries, err := os.ReadDir(filepath.Join(s.Data, dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			if strings.Contains(e.Name(), "build-") {
+				found = append(found, dir+"/"+e.Name())
+			}
+		}
+	}
+	slices.Sort(found)
+	return found
+}

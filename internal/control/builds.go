@@ -91,17 +91,7 @@ func NewBuilds(cfg BuildsConfig) *Builds {
 // next start.
 func (b *Builds) Shutdown(ctx context.Context) error {
 	b.cancel()
-	done := make(chan struct{})
-	go func() {
-		b.work.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return wait(ctx, &b.work)
 }
 
 // wishOf is what a cloud config asks for.

@@ -76,9 +76,14 @@ func NewSandboxes(cfg SandboxesConfig) *Sandboxes {
 // undone. Running sandboxes go on.
 func (s *Sandboxes) Shutdown(ctx context.Context) error {
 	s.cancel()
+	return wait(ctx, &s.work)
+}
+
+// wait waits for a group of goroutines, or for ctx to end.
+func wait(ctx context.Context, work *sync.WaitGroup) error {
 	done := make(chan struct{})
 	go func() {
-		s.work.Wait()
+		work.Wait()
 		close(done)
 	}()
 	select {

@@ -26,6 +26,7 @@ type world struct {
 	networks  map[string]bool
 	failNext  error         // of the next Create
 	hold      chan struct{} // Create waits for it, if set
+	waitErr   error         // of every process
 	processes int
 }
 
@@ -53,9 +54,12 @@ func (w *world) Create(ctx context.Context, spec sandbox.Spec) error {
 	return nil
 }
 
-type ended struct{ sandbox.Process }
+type ended struct {
+	sandbox.Process
+	err error
+}
 
-func (ended) Wait(context.Context) (sandbox.Exit, error) { return sandbox.Exit{}, nil }
+func (p ended) Wait(context.Context) (sandbox.Exit, error) { return sandbox.Exit{}, p.err }
 
 func (w *world) Exec(_ context.Context, id string, _ sandbox.Command) (sandbox.Process, error) {
 	w.mu.Lock()
@@ -68,7 +72,7 @@ func (w *world) Exec(_ context.Context, id string, _ sandbox.Command) (sandbox.P
 		return nil, sandbox.ErrNotRunning
 	}
 	w.processes++
-	return ended{}, nil
+	return ended{err: w.waitErr}, nil
 }
 
 func (w *world) Destroy(_ context.Context, id string) error {
@@ -342,6 +346,23 @@ func TestEndedSandboxIsTold(t *testing.T) {
 	}
 	if err := r.run(id); err != nil {
 		t.Errorf("in the fresh one: %v", err)
+	}
+}
+
+// A sandbox that ends under a command is told to who waits for it.
+func TestSandboxEndsUnderCommand(t *testing.T) {
+	r := newRig(t)
+	id := r.session()
+	r.waitErr = sandbox.ErrNotRunning
+	p, err := r.sandboxes.Exec(t.Context(), r.caller, id, sandbox.Command{Args: []string{"true"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Wait(t.Context()); r.kind(err) != control.Conflict {
+		t.Errorf("got %v", err)
+	}
+	if err := r.run(id); err != nil {
+		t.Errorf("in the fresh sandbox: %v", err)
 	}
 }
 

@@ -14,19 +14,39 @@ import (
 // ready. A failed package build is a Conflict with the manager's own words.
 func (s *Sandboxes) Exec(ctx context.Context, caller Caller, session string, cmd sandbox.Command) (sandbox.Process, error) {
 	var p sandbox.Process
-	err := s.use(ctx, caller, session, func(id string) (err error) {
-		p, err = s.engine.Exec(ctx, id, cmd)
+	err := s.use(ctx, caller, session, func(u usage) error {
+		started, err := s.engine.Exec(ctx, u.id, cmd)
+		p = &command{Process: started, ended: u.ended}
 		return err
 	})
-	return p, err
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// command is a process whose sandbox may end under it.
+type command struct {
+	sandbox.Process
+	ended func() error
+}
+
+// Wait is the process's; that the whole sandbox ended is told in the caller's
+// words.
+func (c *command) Wait(ctx context.Context) (sandbox.Exit, error) {
+	exit, err := c.Process.Wait(ctx)
+	if errors.Is(err, sandbox.ErrNotRunning) || errors.Is(err, sandbox.ErrNotFound) {
+		err = c.ended()
+	}
+	return exit, err
 }
 
 // ReadFile opens a file of the session, or a directory as a tar stream.
 func (s *Sandboxes) ReadFile(ctx context.Context, caller Caller, session, path string) (sandbox.FileInfo, io.ReadCloser, error) {
 	var info sandbox.FileInfo
 	var body io.ReadCloser
-	err := s.use(ctx, caller, session, func(id string) (err error) {
-		info, body, err = s.engine.ReadFile(ctx, id, path)
+	err := s.use(ctx, caller, session, func(u usage) (err error) {
+		info, body, err = s.engine.ReadFile(ctx, u.id, path)
 		return err
 	})
 	return info, body, err
@@ -34,22 +54,22 @@ func (s *Sandboxes) ReadFile(ctx context.Context, caller Caller, session, path s
 
 // WriteFile replaces a file of the session.
 func (s *Sandboxes) WriteFile(ctx context.Context, caller Caller, session, path string, mode uint32, body io.Reader) error {
-	return s.use(ctx, caller, session, func(id string) error {
-		return s.engine.WriteFile(ctx, id, path, mode, body)
+	return s.use(ctx, caller, session, func(u usage) error {
+		return s.engine.WriteFile(ctx, u.id, path, mode, body)
 	})
 }
 
 // WriteTar unpacks a tar stream into a directory of the session.
 func (s *Sandboxes) WriteTar(ctx context.Context, caller Caller, session, path string, body io.Reader) error {
-	return s.use(ctx, caller, session, func(id string) error {
-		return s.engine.WriteTar(ctx, id, path, body)
+	return s.use(ctx, caller, session, func(u usage) error {
+		return s.engine.WriteTar(ctx, u.id, path, body)
 	})
 }
 
 // RemoveFile removes a file or directory of the session.
 func (s *Sandboxes) RemoveFile(ctx context.Context, caller Caller, session, path string) error {
-	return s.use(ctx, caller, session, func(id string) error {
-		return s.engine.Remove(ctx, id, path)
+	return s.use(ctx, caller, session, func(u usage) error {
+		return s.engine.Remove(ctx, u.id, path)
 	})
 }
 
@@ -74,8 +94,15 @@ func (s *Sandboxes) session(ctx context.Context, caller Caller, id string) (Sess
 	return rec, err
 }
 
+// usage is a sandbox in the hands of one request.
+type usage struct {
+	id string
+	// ended says for the caller that the sandbox is not there any more.
+	ended func() error
+}
+
 // use runs do on the session's ready sandbox and translates what goes wrong.
-func (s *Sandboxes) use(ctx context.Context, caller Caller, session string, do func(id string) error) error {
+func (s *Sandboxes) use(ctx context.Context, caller Caller, session string, do func(usage) error) error {
 	rec, err := s.session(ctx, caller, session)
 	if err != nil {
 		return err
@@ -90,9 +117,10 @@ func (s *Sandboxes) use(ctx context.Context, caller Caller, session string, do f
 	if e.lost {
 		return s.ended(rec, e)
 	}
-	err = do(rec.ID)
+	u := usage{id: rec.ID, ended: func() error { return s.ended(rec, e) }}
+	err = do(u)
 	if errors.Is(err, sandbox.ErrNotRunning) || errors.Is(err, sandbox.ErrNotFound) {
-		return s.ended(rec, e)
+		return u.ended()
 	}
 	return sandboxFault(ctx, err)
 }

@@ -141,7 +141,7 @@ func TestExec(t *testing.T) {
 // TestKeys manages keys without a server and then through a running one's
 // socket: the same commands, the same database.
 func TestKeys(t *testing.T) {
-	t.Parallel()
+	// Not parallel: a child that another test starts holds the database's lock until it has executed its program.
 	dir, err := os.MkdirTemp("", "atoll-k-") // short: it holds a socket
 	if err != nil {
 		t.Fatal(err)

@@ -29,7 +29,7 @@ type Config struct {
 	Listen string `yaml:"-"`
 	// Data is the directory of the database, package layers and sessions.
 	Data string `yaml:"-"`
-	// Cache is the directory of template images and download caches.
+	// Cache is the directory of template images and the Debian packages they are made of.
 	Cache string `yaml:"-"`
 	// APIKey, when set, is accepted as a key of the default workspace.
 	APIKey string `yaml:"-"`

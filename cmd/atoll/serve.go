@@ -37,7 +37,7 @@ func (f dataFlag) dir(io *streams) string {
 // hostFlags are the settings that every command on the server's side shares.
 type hostFlags struct {
 	dataFlag
-	Cache     string `help:"Directory of template images and download caches; may be shared. Default: atoll in the user's cache directory." setting:"ATOLL_CACHE" type:"path" placeholder:"DIR"`
+	Cache     string `help:"Directory of template images and the Debian packages they are made of; may be shared. Default: atoll in the user's cache directory." setting:"ATOLL_CACHE" type:"path" placeholder:"DIR"`
 	Config    string `help:"YAML file of what is structured: templates, registries, egress, limits, packages." setting:"ATOLL_CONFIG" type:"path" placeholder:"FILE"`
 	LogLevel  string `help:"Least level that is logged: debug, info, warn, error." setting:"ATOLL_LOG_LEVEL" default:"info" placeholder:"LEVEL"`
 	LogFormat string `help:"text or json. Default: text on a terminal, json otherwise." setting:"ATOLL_LOG_FORMAT" placeholder:"FORMAT"`

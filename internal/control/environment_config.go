@@ -1,6 +1,7 @@
 package control
 
 import (
+	"errors"
 	"strings"
 
 	"github.com/atoll-run/atoll/api"
@@ -101,9 +102,20 @@ func patchPackages(packages *api.Packages, params api.Opt[api.PackagesParams]) e
 	packages.Npm = p.Npm.Or(packages.Npm)
 	packages.Pip = p.Pip.Or(packages.Pip)
 	if err := image.CheckPackages(imagePackages(*packages)); err != nil {
-		return &Fault{Kind: Invalid, Message: "config." + err.Error(), Cause: err}
+		return &Fault{Kind: Invalid, Message: "config." + err.Error(), Cause: withoutEntry(err)}
 	}
 	return nil
+}
+
+// withoutEntry is a refusal of a package as the log has it: what a caller wrote
+// into the list stays out, since it was refused for what it may be.
+func withoutEntry(err error) error {
+	if refused, ok := errors.AsType[*image.SpecError](err); ok {
+		quiet := *refused
+		quiet.Entry = ""
+		return &quiet
+	}
+	return err
 }
 
 // imagePackages is an environment's packages as the image package takes them.

@@ -289,7 +289,7 @@ func TestLimits(t *testing.T) {
 	f.set(func(ctx context.Context, _ []string) (int, string, error) { <-ctx.Done(); return 0, "", ctx.Err() })
 	_, err := b.Build(t.Context(), f.request("a"))
 	var fail *Failure
-	if !errors.As(err, &fail) || fail.Kind != KindTimeout || fail.Message != "pip: not done after 50ms" || fail.Attempts != 1 {
+	if !errors.As(err, &fail) || fail.Kind != KindTimeout || fail.Message != "pip: not done after 50ms, the limit of packages.manager_timeout" || fail.Attempts != 1 {
 		t.Errorf("got %v", err)
 	}
 }

@@ -22,7 +22,7 @@ import (
 // symbolic links are never followed.
 type treeCopy struct {
 	ctx      context.Context
-	src, dst string
+	src, dst string // without dst the tree is hashed only
 	hash     hash.Hash
 	size     int64
 	files    int
@@ -51,6 +51,16 @@ func copyTree(ctx context.Context, src, dst string, lower []string) (digest stri
 	return hex.EncodeToString(c.hash.Sum(nil)), c.size, c.files, nil
 }
 
+// hashTree returns the digest of a layer's tree: that of the copy which made it,
+// unless the tree has changed since.
+func hashTree(ctx context.Context, dir string) (string, error) {
+	c := &treeCopy{ctx: ctx, src: dir, hash: sha256.New(), links: map[[2]uint64]string{}, buf: make([]byte, 1<<20)}
+	if err := c.children("", nil); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(c.hash.Sum(nil)), nil
+}
+
 func (c *treeCopy) children(rel string, lower []string) error {
 	entries, err := os.ReadDir(filepath.Join(c.src, rel))
 	if err != nil {
@@ -72,7 +82,7 @@ func (c *treeCopy) entry(rel string, lower []string) error {
 	if err := unix.Lstat(filepath.Join(c.src, rel), &st); err != nil {
 		return fmt.Errorf("reading /%s: %w", rel, err)
 	}
-	if strip(rel, &st) {
+	if c.dst != "" && strip(rel, &st) {
 		return nil
 	}
 	var err error
@@ -84,7 +94,10 @@ func (c *treeCopy) entry(rel string, lower []string) error {
 	case unix.S_IFLNK:
 		err = c.symlink(rel, &st)
 	case unix.S_IFCHR, unix.S_IFIFO:
-		if err = unix.Mknod(filepath.Join(c.dst, rel), st.Mode, int(st.Rdev)); err == nil {
+		if c.dst != "" {
+			err = unix.Mknod(filepath.Join(c.dst, rel), st.Mode, int(st.Rdev))
+		}
+		if err == nil {
 			err = c.finish(rel, &st, "", "")
 		}
 	}
@@ -96,8 +109,10 @@ func (c *treeCopy) entry(rel string, lower []string) error {
 
 func (c *treeCopy) directory(rel string, st *unix.Stat_t, lower []string) error {
 	dst := filepath.Join(c.dst, rel)
-	if err := os.Mkdir(dst, 0o700); err != nil {
-		return err
+	if c.dst != "" {
+		if err := os.Mkdir(dst, 0o700); err != nil {
+			return err
+		}
 	}
 	attrs, err := xattrs(filepath.Join(c.src, rel))
 	if err != nil {
@@ -151,8 +166,10 @@ func (c *treeCopy) file(rel string, st *unix.Stat_t) error {
 	if st.Nlink > 1 {
 		id := [2]uint64{st.Dev, st.Ino}
 		if first, ok := c.links[id]; ok {
-			if err := os.Link(filepath.Join(c.dst, first), filepath.Join(c.dst, rel)); err != nil {
-				return err
+			if c.dst != "" {
+				if err := os.Link(filepath.Join(c.dst, first), filepath.Join(c.dst, rel)); err != nil {
+					return err
+				}
 			}
 			c.record(rel, st, "hardlink", first, nil)
 			return nil
@@ -164,16 +181,8 @@ func (c *treeCopy) file(rel string, st *unix.Stat_t) error {
 		return err
 	}
 	defer in.Close()
-	out, err := os.OpenFile(filepath.Join(c.dst, rel), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
 	sum := sha256.New()
-	// The wrappers keep io.CopyBuffer from bypassing the buffer.
-	n, err := io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(out, sum)}, struct{ io.Reader }{in}, c.buf)
-	if cerr := out.Close(); err == nil {
-		err = cerr
-	}
+	n, err := c.content(rel, in, sum)
 	if err != nil {
 		return err
 	}
@@ -182,13 +191,33 @@ func (c *treeCopy) file(rel string, st *unix.Stat_t) error {
 	return c.finish(rel, st, "content", string(sum.Sum(nil)))
 }
 
+// content copies and hashes what is in a file.
+func (c *treeCopy) content(rel string, in io.Reader, sum io.Writer) (int64, error) {
+	// The wrappers keep io.CopyBuffer from bypassing the buffer.
+	from := struct{ io.Reader }{in}
+	if c.dst == "" {
+		return io.CopyBuffer(struct{ io.Writer }{sum}, from, c.buf)
+	}
+	out, err := os.OpenFile(filepath.Join(c.dst, rel), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return 0, err
+	}
+	n, err := io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(out, sum)}, from, c.buf)
+	if cerr := out.Close(); err == nil {
+		err = cerr
+	}
+	return n, err
+}
+
 func (c *treeCopy) symlink(rel string, st *unix.Stat_t) error {
 	target, err := os.Readlink(filepath.Join(c.src, rel))
 	if err != nil {
 		return err
 	}
-	if err := os.Symlink(target, filepath.Join(c.dst, rel)); err != nil {
-		return err
+	if c.dst != "" {
+		if err := os.Symlink(target, filepath.Join(c.dst, rel)); err != nil {
+			return err
+		}
 	}
 	return c.finish(rel, st, "symlink", target)
 }
@@ -202,8 +231,10 @@ func (c *treeCopy) finish(rel string, st *unix.Stat_t, kind, content string) err
 }
 
 func (c *treeCopy) finishWith(rel string, st *unix.Stat_t, kind, content string, attrs map[string]string) error {
-	if err := c.attributes(rel, st, attrs); err != nil {
-		return err
+	if c.dst != "" {
+		if err := c.attributes(rel, st, attrs); err != nil {
+			return err
+		}
 	}
 	c.record(rel, st, kind, content, attrs)
 	return nil

@@ -32,6 +32,18 @@ var backends = map[string]string{
 	"atoll-e2e-sleep": `
     print("going to sleep", flush=True)
     time.sleep(3600)`,
+	// Not a failure: a module with 32 MiB of data.
+	"atoll-e2e-big": `
+    import zipfile
+    name = "atoll_e2e_big-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(f"{directory}/{name}", "w") as z:
+        z.writestr("atoll_e2e_big/__init__.py", "")
+        z.writestr("atoll_e2e_big/data", bytes(range(256)) * (32 << 12))
+        info = "atoll_e2e_big-1.0.dist-info/"
+        z.writestr(info + "METADATA", "Metadata-Version: 2.1\nName: atoll-e2e-big\nVersion: 1.0\n")
+        z.writestr(info + "WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        z.writestr(info + "RECORD", "")
+    return name`,
 	"atoll-e2e-forks": `
     children = []
     while True:

@@ -1,0 +1,78 @@
+package atoll_test
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// TestDocumentsNameWhatIsThere holds tables of the documents to the code that
+// they repeat: each name that a pattern finds in a source file stands in the
+// document between backquotes.
+func TestDocumentsNameWhatIsThere(t *testing.T) {
+	for _, test := range []struct{ document, source, pattern string }{
+		{"docs/packages.md", "internal/image/failure.go", `(?m)^\tKind\w+ +Kind = "(\w+)"`},
+		{"docs/packages.md", "internal/image/recipe.go", `(?m)^\t"([a-z]+)": +\{`},
+		{"docs/operations.md", "internal/httpapi/observe.go", `Name: "(atoll_\w+)"`},
+		{"docs/operations.md", "cmd/atoll/serve_metrics.go", `"(atoll_\w+)"`},
+		{"docs/sandbox-api.md", "internal/httpapi/exec.go", `"([a-z]+_[a-z_]+)"`},
+		{"docs/sandbox-api.md", "internal/egress/record.go", `(?m)^\tVerdict\w+ +Verdict = "(\w+)"`},
+		{"docs/configuration.md", "cmd/atoll/serve.go", `setting:"(\w+)"`},
+		{"docs/configuration.md", "cmd/atoll/client.go", `setting:"(\w+)"`},
+	} {
+		document, source := read(t, test.document), read(t, test.source)
+		names := regexp.MustCompile(test.pattern).FindAllStringSubmatch(source, -1)
+		if len(names) == 0 {
+			t.Errorf("%s: nothing is found by %s", test.source, test.pattern)
+		}
+		for _, name := range names {
+			if !regexp.MustCompile("[`\"]" + name[1] + "[`\"]").MatchString(document) {
+				t.Errorf("%s does not name `%s` of %s", test.document, name[1], test.source)
+			}
+		}
+	}
+}
+
+// TestDocumentsListRoutes holds the table of Atoll's own routes to the routes.
+func TestDocumentsListRoutes(t *testing.T) {
+	document := read(t, "docs/sandbox-api.md")
+	routes := regexp.MustCompile(`all\["/atoll/v1([^"]+)"\] = methods\{(.*)\}`).FindAllStringSubmatch(read(t, "internal/httpapi/httpapi.go"), -1)
+	if len(routes) == 0 {
+		t.Fatal("no routes are found")
+	}
+	for _, route := range routes {
+		path := strings.NewReplacer("/sessions/{id}", "/sessions/SESSION", "/environments/{id}", "/environments/ENVIRONMENT").Replace(route[1])
+		for _, method := range regexp.MustCompile(`"([A-Z]+)":`).FindAllStringSubmatch(route[2], -1) {
+			if !regexp.MustCompile("(?m)^\\|[^|]*`?" + method[1] + "`?[^|]* " + regexp.QuoteMeta(path) + "[`?]").MatchString(document) {
+				t.Errorf("docs/sandbox-api.md does not list %s %s", method[1], path)
+			}
+		}
+	}
+}
+
+// TestDocumentsLink follows the links between documents.
+func TestDocumentsLink(t *testing.T) {
+	documents, err := filepath.Glob("docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	documents = append(documents, "README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md")
+	for _, document := range documents {
+		for _, link := range regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`).FindAllStringSubmatch(read(t, document), -1) {
+			if _, err := os.Stat(filepath.Join(filepath.Dir(document), link[1])); err != nil {
+				t.Errorf("%s: %v", document, err)
+			}
+		}
+	}
+}
+
+func read(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/coder/websocket"
@@ -82,7 +83,7 @@ func (s *server) runSocket(ctx context.Context, gone context.CancelFunc, r *http
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	go readInput(ctx, gone, conn, pieces)
 	go passInput(keyboard, pieces, frames)
-	go pingShell(ctx, conn, gone)
+	go pingSocket(ctx, conn, new(atomic.Bool), gone) // it is always read
 	limit := time.Duration(req.TimeoutMS.Or(0)) * time.Millisecond
 	end, err := s.run(ctx, caller, r.PathValue("id"), cmd, limit, frames.unblock)
 	if err != nil {

@@ -3,9 +3,11 @@ package httpapi
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -58,10 +60,9 @@ func (s *server) shell(w http.ResponseWriter, r *http.Request, caller control.Ca
 	defer conn.CloseNow()
 	conn.SetReadLimit(shellFrame)
 	screen.open(ctx, conn)
-	go func() {
-		readShell(ctx, conn, keyboard, p, cancel)
-	}()
-	go pingShell(ctx, conn, cancel)
+	typing := new(atomic.Bool)
+	go readShell(ctx, conn, keyboard, typing, p, cancel)
+	go pingSocket(ctx, conn, typing, cancel)
 	exit, err := p.Wait(ctx)
 	if err != nil {
 		s.hangUp(ctx, p)
@@ -106,7 +107,8 @@ func shellCommand(q *query) (sandbox.Command, error) {
 }
 
 // readShell passes on what the client sends, until it goes; then it calls gone.
-func readShell(ctx context.Context, conn *websocket.Conn, keyboard *io.PipeWriter, p sandbox.Process, gone context.CancelFunc) {
+// typing is set while the terminal has no room and the connection is not read.
+func readShell(ctx context.Context, conn *websocket.Conn, keyboard *io.PipeWriter, typing *atomic.Bool, p sandbox.Process, gone context.CancelFunc) {
 	defer gone()
 	for {
 		kind, data, err := conn.Read(ctx)
@@ -115,7 +117,10 @@ func readShell(ctx context.Context, conn *websocket.Conn, keyboard *io.PipeWrite
 			return
 		}
 		if kind == websocket.MessageBinary {
-			if _, err := keyboard.Write(data); err != nil {
+			typing.Store(true)
+			_, err := keyboard.Write(data)
+			typing.Store(false)
+			if err != nil {
 				return
 			}
 			continue
@@ -131,7 +136,9 @@ func readShell(ctx context.Context, conn *websocket.Conn, keyboard *io.PipeWrite
 	}
 }
 
-func pingShell(ctx context.Context, conn *websocket.Conn, gone context.CancelFunc) {
+// pingSocket calls gone when the client does not answer. While unread is set
+// nobody would see the answer, so that only a connection that is broken counts.
+func pingSocket(ctx context.Context, conn *websocket.Conn, unread *atomic.Bool, gone context.CancelFunc) {
 	tick := time.NewTicker(shellPing)
 	defer tick.Stop()
 	for {
@@ -143,7 +150,7 @@ func pingShell(ctx context.Context, conn *websocket.Conn, gone context.CancelFun
 		ping, cancel := context.WithTimeout(ctx, shellPing)
 		err := conn.Ping(ping)
 		cancel()
-		if err != nil {
+		if err != nil && !(unread.Load() && errors.Is(err, context.DeadlineExceeded)) {
 			gone()
 			return
 		}

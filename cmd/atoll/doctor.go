@@ -71,6 +71,7 @@ func preflight(ctx context.Context, cfg Config) error {
 
 type doctorCmd struct {
 	hostFlags
+	Deep bool `help:"Read every package layer and compare it with what was installed. It takes as long as reading them does."`
 }
 
 // Run performs every check and prints it as it comes. It exits 1 when a
@@ -81,7 +82,11 @@ func (c doctorCmd) Run(ctx context.Context, io *streams) error {
 		return err
 	}
 	missing := 0
-	for _, check := range checks(cfg) {
+	list := checks(cfg)
+	if c.Deep {
+		list = append(list, deepCheck(cfg))
+	}
+	for _, check := range list {
 		v, words := check.perform(ctx)
 		if err := ctx.Err(); err != nil {
 			return err

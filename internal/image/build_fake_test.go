@@ -294,6 +294,24 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// A registry that cannot be reached is the reason, also when the time ends in
+// the attempt after it.
+func TestTimeEndsInLaterAttempt(t *testing.T) {
+	b, f := newFake(t, BuilderConfig{ManagerTimeout: 100 * time.Millisecond, Backoff: []time.Duration{1, 1}})
+	f.set(func(ctx context.Context, _ []string) (int, string, error) {
+		if f.opened.Load() == 1 {
+			return 1, "Could not fetch URL x: Connection refused\n", nil
+		}
+		<-ctx.Done()
+		return 0, "", ctx.Err()
+	})
+	_, err := b.Build(t.Context(), f.request("a"))
+	var fail *Failure
+	if !errors.As(err, &fail) || fail.Kind != KindRegistryUnreachable || fail.Attempts != 2 {
+		t.Errorf("got %+v", fail)
+	}
+}
+
 func TestSkippedPackageIsAFailure(t *testing.T) {
 	b, f := newFake(t, BuilderConfig{})
 	_, err := b.Build(t.Context(), f.request("a", "skipped"))

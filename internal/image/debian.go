@@ -107,9 +107,7 @@ func (b bootstrapper) bootstrap(ctx context.Context, d *Debian, cas []Authority,
 			cmd.Env = append(cmd.Env, k+"="+v)
 		}
 	}
-	if b.lock != nil {
-		cmd.ExtraFiles = []*os.File{b.lock}
-	}
+	passLock(cmd, b.lock)
 	w := &bootstrapOutput{p: p, packages: len(d.Packages)}
 	if err := runTied(cmd, w); err != nil {
 		if errors.Is(err, exec.ErrNotFound) {
@@ -179,6 +177,19 @@ func mmdebstrapArgs(d *Debian, lines, keep []string, rootfs string) []string {
 		args = append(args, "--components="+strings.Join(d.Components, ","))
 	}
 	return append(append(args, d.Suite, rootfs), lines...)
+}
+
+// lockDescriptor is the number under which the bootstrap's processes hold the
+// template's lock.
+const lockDescriptor = 63
+
+// passLock lets a command and all it starts hold the template's lock, under a
+// high number, and keeps every other descriptor of this process from it:
+// mmdebstrap writes the numbers of its own into shell redirections, and the
+// shell takes one digit only.
+func passLock(cmd *exec.Cmd, lock *os.File) {
+	cmd.ExtraFiles = make([]*os.File, lockDescriptor-2) // the first is number 3; a nil one is closed
+	cmd.ExtraFiles[lockDescriptor-3] = lock
 }
 
 // runTied runs cmd so that it dies with this process: the thread that starts it lives until it has ended, as

@@ -2,8 +2,11 @@ package image
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -102,4 +105,36 @@ func FuzzAptSources(f *testing.F) {
 			}
 		}
 	})
+}
+
+// mmdebstrap breaks when descriptors that it inherits push its own beyond 9.
+func TestBootstrapInheritsOneDescriptor(t *testing.T) {
+	lock, err := os.Create(filepath.Join(t.TempDir(), "lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	for range 8 { // as a parent leaves them: not closed on exec
+		fd, err := syscall.Dup(int(lock.Fd()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer syscall.Close(fd)
+	}
+	cmd := exec.Command("sh", "-c", "cd /proc/$$/fd && echo *")
+	passLock(cmd, lock)
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var held []string
+	for _, fd := range strings.Fields(string(out)) {
+		if n, err := strconv.Atoi(fd); err == nil && n > 2 && n < 10 || fd == "63" {
+			held = append(held, fd)
+		}
+	}
+	// 3 is the directory that the shell lists: the lowest that was free.
+	if diff := cmp.Diff([]string{"3", "63"}, held); diff != "" {
+		t.Errorf("descriptors of the bootstrap (-want +got):\n%s", diff)
+	}
 }

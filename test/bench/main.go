@@ -9,6 +9,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -64,7 +65,7 @@ func main() {
 	}
 }
 
-func run(quick bool, out string) error {
+func run(quick bool, out string) (err error) {
 	if os.Getuid() != 0 {
 		return fmt.Errorf("needs root (sandboxes, mounts and network namespaces)")
 	}
@@ -72,7 +73,7 @@ func run(quick bool, out string) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	n := 60
 	if quick {
 		n = 8

@@ -9,6 +9,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -28,6 +29,11 @@ const testKey = "sk-atoll-e2e-0123456789"
 var binary string
 
 func TestMain(m *testing.M) {
+	flag.Parse()
+	if testing.Short() { // minutes of real sandboxes are no part of the quick loop
+		fmt.Fprintln(os.Stderr, "test/e2e: left out by -short")
+		os.Exit(0)
+	}
 	if os.Getuid() != 0 {
 		fmt.Fprintln(os.Stderr, "test/e2e: needs root (sandboxes, mounts and network namespaces)")
 		if os.Getenv("ATOLL_CI") != "" {

@@ -96,15 +96,16 @@ def build_wheel(directory, config_settings=None, metadata_directory=None):%[3]s
 func TestLayersFail(t *testing.T) {
 	m := newMirror(t)
 	m.addSources(t)
-	s := newServer(t, m.config(`
+	const limits = `
 packages:
   memory: 512MiB
   disk: 192MiB
   processes: 300
-  manager_timeout: 45s
   max_parallel: 4
-`))
+`
+	patient, hurried := newServer(t, m.config(limits)), newServer(t, m.config(limits+"  manager_timeout: 25s\n"))
 	tests := []struct {
+		server   *server
 		name     string
 		packages object
 		kind     string
@@ -112,29 +113,31 @@ packages:
 		message  []string // parts of the line that people see
 		tail     string   // what the tool's own words must have
 	}{
-		{"unknown", object{"npm": []string{"left-pad", "@atoll-run/no-such-package"}}, "package_not_found", "@atoll-run/no-such-package",
+		{patient, "unknown", object{"npm": []string{"left-pad", "@atoll-run/no-such-package"}}, "package_not_found", "@atoll-run/no-such-package",
 			[]string{`npm: no package "@atoll-run/no-such-package": npm`}, "404"},
-		{"header", object{"pip": []string{"six", "atoll-e2e-header"}}, "install_error", "atoll-e2e-header",
+		{patient, "header", object{"pip": []string{"six", "atoll-e2e-header"}}, "install_error", "atoll-e2e-header",
 			[]string{`pip: building "atoll-e2e-header" failed: `, "atollmissing/core.h: No such file or directory"}, "core.h"},
-		{"dead registry", object{"npm": []string{"@dead/x"}}, "registry_unreachable", "@dead/x",
+		{patient, "dead registry", object{"npm": []string{"@dead/x"}}, "registry_unreachable", "@dead/x",
 			[]string{"npm: the registry cannot be reached: "}, ""},
-		{"slow registry", object{"npm": []string{"@slow/x"}}, "timeout", "@slow/x",
-			[]string{"npm: not done after 45s"}, ""},
-		{"full disk", object{"pip": []string{"atoll-e2e-disk"}}, "disk_full", "atoll-e2e-disk",
+		{hurried, "slow registry", object{"npm": []string{"@slow/x"}}, "timeout", "@slow/x",
+			[]string{"npm: not done after 25s"}, ""},
+		{patient, "full disk", object{"pip": []string{"atoll-e2e-disk"}}, "disk_full", "atoll-e2e-disk",
 			[]string{"pip: the disk of the build is full"}, ""},
-		{"memory", object{"pip": []string{"atoll-e2e-memory"}}, "out_of_memory", "atoll-e2e-memory",
+		{patient, "memory", object{"pip": []string{"atoll-e2e-memory"}}, "out_of_memory", "atoll-e2e-memory",
 			[]string{"pip: the build is out of memory"}, ""},
-		{"time", object{"pip": []string{"atoll-e2e-sleep"}}, "timeout", "atoll-e2e-sleep",
-			[]string{"pip: not done after 45s"}, ""},
-		{"processes", object{"pip": []string{"atoll-e2e-forks"}}, "too_many_processes", "atoll-e2e-forks",
+		{hurried, "time", object{"pip": []string{"atoll-e2e-sleep"}}, "timeout", "atoll-e2e-sleep",
+			[]string{"pip: not done after 25s"}, ""},
+		{patient, "processes", object{"pip": []string{"atoll-e2e-forks"}}, "too_many_processes", "atoll-e2e-forks",
 			[]string{"pip: the build has too many processes"}, ""},
 	}
-	agent := s.agent()
-	s.must(s.session(agent, s.environment(mirrored(object{}))), "true") // the template is there now
+	agents := map[*server]string{patient: patient.agent(), hurried: hurried.agent()}
+	for s, agent := range agents {
+		s.must(s.session(agent, s.environment(mirrored(object{}))), "true") // the template is there now
+	}
 	var wg sync.WaitGroup
 	for _, tt := range tests {
 		wg.Go(func() {
-			begin := time.Now()
+			begin, s, agent := time.Now(), tt.server, agents[tt.server]
 			env := s.environment(mirrored(tt.packages))
 			id := s.session(agent, env)
 			b := s.built(env)
@@ -165,18 +168,20 @@ packages:
 		})
 	}
 	wg.Wait()
-	if keys := committed(t, s); len(keys) > 0 {
-		t.Errorf("failed builds left layers: %v", keys)
-	}
-	waitFor(t, 30*time.Second, "the builders to be gone", func() bool { return len(builders(t, s)) == 0 })
-	for _, rest := range []string{"layers/.scratch", "layers/.trash"} {
-		if left, err := os.ReadDir(filepath.Join(s.Data, rest)); err != nil || len(left) > 0 {
-			t.Errorf("%s has %v %v", rest, left, err)
+	for s := range agents {
+		if keys := committed(t, s); len(keys) > 0 {
+			t.Errorf("failed builds left layers: %v", keys)
+		}
+		waitFor(t, 30*time.Second, "the builders to be gone", func() bool { return len(builders(t, s)) == 0 })
+		for _, rest := range []string{"layers/.scratch", "layers/.trash"} {
+			if left, err := os.ReadDir(filepath.Join(s.Data, rest)); err != nil || len(left) > 0 {
+				t.Errorf("%s has %v %v", rest, left, err)
+			}
 		}
 	}
 	// The same server builds what is right.
-	env := s.environment(mirrored(object{"pip": []string{"six==1.17.0"}}))
-	s.must(s.session(agent, env), "python3 -c 'import six'")
+	env := patient.environment(mirrored(object{"pip": []string{"six==1.17.0"}}))
+	patient.must(patient.session(agents[patient], env), "python3 -c 'import six'")
 }
 
 // builders lists what builder sandboxes a data directory has.

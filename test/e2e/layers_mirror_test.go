@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // The mirror's port is fixed, so that the template that names it is the same in
@@ -36,7 +37,7 @@ func newMirror(t *testing.T) *mirror {
 	t.Helper()
 	m := &mirror{files: map[string][]byte{}}
 	var listener net.Listener
-	waitFor(t, 1e9, "a free loopback address", func() (ok bool) {
+	waitFor(t, time.Second, "a free loopback address", func() (ok bool) {
 		m.Address = fmt.Sprintf("127.%d.%d.%d", 64+rand.IntN(128), rand.IntN(256), 1+rand.IntN(250))
 		var err error
 		listener, err = net.Listen("tcp", m.Address+":"+mirrorPort)
@@ -164,4 +165,34 @@ func decode(t *testing.T, raw string, into any) {
 	if err := json.Unmarshal([]byte(raw), into); err != nil {
 		t.Errorf("%v in %s", err, raw)
 	}
+}
+
+// builtAtLast waits until an environment's build is ready. A public registry
+// that cannot be reached for a while is no matter of these tests: then a new
+// session has it tried again, as it does for everyone.
+func (s *server) builtAtLast(agent, env string) build {
+	s.t.Helper()
+	again := 0
+	for {
+		b := s.built(env)
+		if b.Status == "ready" {
+			return b
+		}
+		s.again(agent, env, b, &again)
+	}
+}
+
+// again has a failed build tried again, if it failed for want of a registry.
+func (s *server) again(agent, env string, b build, times *int) {
+	s.t.Helper()
+	*times++
+	if b.Error == nil || b.Error.Kind != "registry_unreachable" || *times > 3 {
+		s.t.Fatalf("build: %+v %+v", b, b.Error)
+	}
+	s.t.Logf("again: %s", b.Error.Message)
+	s.session(agent, env)
+	waitFor(s.t, time.Minute, "another build", func() bool {
+		s.call("GET", "/atoll/v1/environments/"+env+"/build", nil, &b)
+		return b.Status != "failed"
+	})
 }

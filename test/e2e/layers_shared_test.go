@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -89,10 +90,7 @@ func TestLayersShared(t *testing.T) {
 	s := newServer(t, m.config(""))
 	agent := s.agent()
 	env := s.environment(mirrored(object{"apt": []string{"figlet"}, "npm": []string{"left-pad@1.3.0"}, "pip": []string{"six==1.17.0", "atoll-e2e-big"}}))
-	b := s.built(env)
-	if b.Status != "ready" {
-		t.Fatalf("build: %+v %+v", b, b.Error)
-	}
+	b := s.builtAtLast(agent, env)
 	first, second, sibling := s.session(agent, env), s.session(agent, env), s.session(agent, env)
 
 	t.Run("page cache", func(t *testing.T) { checkPageCache(t, s, b, first, second) })
@@ -133,6 +131,10 @@ func TestLayersShared(t *testing.T) {
 		if now := fmt.Sprint(tree(t, s, l.Key), manifest(t, s, l.Key).Digest); now != before[l.Key] {
 			t.Errorf("the %s layer has changed on the host", l.Manager)
 		}
+	}
+	out, _ := exec.CommandContext(t.Context(), binary, "doctor", "--deep", "--data", s.Data, "--cache", cacheDir(t)).CombinedOutput() // what it thinks of the host is not the matter
+	if want := fmt.Sprintf("%d layers, ", len(b.Layers)); !strings.Contains(string(out), want) {
+		t.Errorf("doctor --deep does not say %q:\n%s", want, out)
 	}
 	verified, err := image.VerifyLayers(t.Context(), filepath.Join(s.Data, "layers"))
 	if err != nil || verified.Layers != len(b.Layers) || len(verified.Damaged) > 0 {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,7 +24,7 @@ func acquire(path string) (_ *os.File, err error) {
 			_ = f.Close()
 		}
 	}()
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := flock(f); err != nil {
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, fmt.Errorf("locking: %w", err)
 		}
@@ -41,4 +42,19 @@ func acquire(path string) (_ *os.File, err error) {
 		return nil, fmt.Errorf("writing lock file: %w", err)
 	}
 	return f, nil
+}
+
+// lockPatience is how long a lock may be held by somebody who is about to let go.
+const lockPatience = time.Second
+
+// flock locks the file. A child that its former holder has forked and that has
+// not come to its exec yet holds the lock too, for moments; so it asks for a
+// while before it believes that another has the database.
+func flock(f *os.File) error {
+	for end := time.Now().Add(lockPatience); ; time.Sleep(10 * time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end) {
+			return err
+		}
+	}
 }

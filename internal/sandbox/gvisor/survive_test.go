@@ -33,12 +33,12 @@ func beServer(dir, layer string) error {
 	}
 	ctx := context.Background()
 	for _, id := range []string{"one", "two"} {
-		spec := sandbox.Spec{ID: id, Layers: []string{layer}, Dir: "/work", Env: []string{"KEPT=yes"}, Labels: map[string]string{"of": "test"}}
+		spec := sandbox.Spec{ID: id, Layers: []string{layer}, Dir: "/here", Env: []string{"KEPT=yes"}, Labels: map[string]string{"of": "test"}}
 		if err := engine.Create(ctx, spec); err != nil {
 			return err
 		}
 	}
-	if _, err := engine.Exec(ctx, "one", sandbox.Command{Args: []string{"sh", "-c", "echo started > /work/state; exec sleep 100000"}}); err != nil {
+	if _, err := engine.Exec(ctx, "one", sandbox.Command{Args: []string{"sh", "-c", "echo started > /here/state; exec sleep 100000"}}); err != nil {
 		return err
 	}
 	fmt.Println("ready")

@@ -149,7 +149,7 @@ func (s *server) start() {
 		s.t.Fatal(err)
 	}
 	s.cmd = exec.Command(binary, s.args...)
-	s.cmd.Env = append(os.Environ(), append([]string{"ATOLL_API_KEY=" + testKey}, s.env...)...)
+	s.cmd.Env = append(os.Environ(), append([]string{"ATOLL_API_KEY=" + testKey, "ATOLL_LOG_LEVEL=debug"}, s.env...)...)
 	s.cmd.Stdout, s.cmd.Stderr = s.logf, s.logf
 	// A terminal's Ctrl-C must not reach it, and a kill of it must not be a
 	// kill of its group: sandboxes outlive the server.
@@ -345,11 +345,14 @@ func waitFor(t *testing.T, limit time.Duration, what string, cond func() bool) {
 	}
 }
 
-// notable leaves out the log lines of requests that went well.
+// notable leaves out the log lines of requests that went well, and details
+// other than why a connection was not made.
 func notable(log []byte) []byte {
 	var out []byte
 	for line := range bytes.Lines(log) {
-		if !bytes.Contains(line, []byte(`"msg":"request"`)) || !bytes.Contains(line, []byte(`"level":"INFO"`)) {
+		boring := bytes.Contains(line, []byte(`"msg":"request"`)) && bytes.Contains(line, []byte(`"level":"INFO"`)) ||
+			bytes.Contains(line, []byte(`"level":"DEBUG"`)) && !bytes.Contains(line, []byte("not connected"))
+		if !boring {
 			out = append(out, line...)
 		}
 	}

@@ -116,7 +116,7 @@ func (e *Engine) execError(id, program string, err error) error {
 	case strings.Contains(text, "failed to find initial working directory"):
 		return fmt.Errorf("working directory: %w", sandbox.ErrNoFile)
 	}
-	if gone := e.gone(id); gone != nil {
+	if gone := e.goneSoon(id, err); gone != nil {
 		return gone
 	}
 	return fmt.Errorf("starting program: %w", err)
@@ -144,7 +144,7 @@ func (p *process) await() {
 	status, err := p.box.sandbox.WaitPID(containerID, p.pid)
 	if err != nil {
 		p.exit = sandbox.Exit{Code: 128 + int(unix.SIGKILL), Signal: "SIGKILL"}
-		p.err = p.engine.gone(p.id)
+		p.err = p.engine.goneSoon(p.id, err)
 		if p.err == nil {
 			p.err = fmt.Errorf("waiting for program: %w", err)
 		}

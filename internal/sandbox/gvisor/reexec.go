@@ -23,6 +23,9 @@ func MaybeRun() {
 	if !isHelper(os.Args) {
 		return
 	}
+	if os.Args[0] != "/proc/self/exe" {
+		closeStrays(os.Args)
+	}
 	if dir := bundleDir(os.Args); dir != "" {
 		if err := prepareLaunch(dir, os.Args[0] == "runsc-sandbox"); err != nil {
 			_ = os.WriteFile(filepath.Join(dir, launchErrorFile), []byte(err.Error()), 0o600)
@@ -42,6 +45,49 @@ func isHelper(args []string) bool {
 		return true
 	}
 	return args[0] == "/proc/self/exe" && args[1] == "umount" && len(args) > 2 && strings.HasPrefix(args[2], "--sync-fd=")
+}
+
+// closeStrays closes the descriptors that this process inherited beyond those
+// that its command line names. gVisor's library makes its sockets without
+// close-on-exec, being written for a program that starts one sandbox: two that
+// are started at the same moment would hold each other's control sockets, and
+// one of them would seem alive after its death. What this process's own runtime
+// has opened already is close-on-exec and stays.
+func closeStrays(args []string) {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return // without /proc nothing of the rest works either, and says so
+	}
+	last := lastDonated(args)
+	for _, entry := range entries {
+		fd, err := strconv.Atoi(entry.Name())
+		if err != nil || fd <= last {
+			continue
+		}
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil && flags&unix.FD_CLOEXEC == 0 {
+			_ = unix.Close(fd)
+		}
+	}
+}
+
+// lastDonated is the highest descriptor that a helper's command line names, in
+// flags like --io-fds=4 and --pass-fd=14:3. Donated ones are numbered from 3 on
+// without gaps.
+func lastDonated(args []string) int {
+	last := 2
+	for _, arg := range args {
+		name, value, ok := strings.Cut(arg, "=")
+		if !ok || !strings.HasSuffix(name, "-fd") && !strings.HasSuffix(name, "-fds") {
+			continue
+		}
+		for number := range strings.SplitSeq(value, ",") {
+			number, _, _ = strings.Cut(number, ":")
+			if fd, err := strconv.Atoi(number); err == nil {
+				last = max(last, fd)
+			}
+		}
+	}
+	return last
 }
 
 // launch is what a starting gVisor process does to itself before it runs: its

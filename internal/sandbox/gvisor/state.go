@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -210,6 +211,21 @@ func (e *Engine) gone(id string) error {
 		return sandbox.ErrNotFound
 	}
 	return sandbox.ErrNotRunning
+}
+
+// dyingTime is how long a sandbox that broke off a call may take to be gone.
+const dyingTime = 5 * time.Second
+
+// goneSoon is gone for a sandbox whose call ended with err. When it broke off
+// in the middle, the sandbox is dying, but its socket may be there for moments.
+func (e *Engine) goneSoon(id string, err error) error {
+	broken := errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) || strings.HasSuffix(err.Error(), "EOF") ||
+		strings.Contains(err.Error(), unix.ECONNRESET.Error()) || strings.Contains(err.Error(), unix.EPIPE.Error())
+	for end := time.Now().Add(dyingTime); ; time.Sleep(5 * time.Millisecond) {
+		if gone := e.gone(id); gone != nil || !broken || time.Now().After(end) {
+			return gone
+		}
+	}
 }
 
 // Usage reports what a sandbox uses. Of a stopped one, disk and kills.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -55,6 +56,7 @@ type guard struct {
 	host     *hostNets
 	resolve  time.Duration
 	connect  time.Duration
+	answers  answers
 }
 
 func newGuard(c Config, host *hostNets) (*guard, error) {
@@ -137,19 +139,65 @@ const resolveTries = 3
 
 // ask puts the question to the resolver again when no answer came: one lost
 // datagram must not be a failed connection. The first answer counts, whatever
-// it says.
+// it says. When the resolver stays silent, the last answer it gave serves once
+// more (RFC 8767); the addresses pass the same checks as fresh ones.
 func (g *guard) ask(ctx context.Context, host Host) (addrs []netip.Addr, err error) {
 	for range resolveTries {
 		try, cancel := context.WithTimeout(ctx, g.resolve/resolveTries)
 		addrs, err = g.resolver.LookupNetIP(try, "ip", host.name+".")
 		cancel()
+		if err == nil {
+			g.answers.keep(host, addrs)
+			return addrs, nil
+		}
 		var dns *net.DNSError
 		silent := errors.Is(err, context.DeadlineExceeded) || errors.As(err, &dns) && dns.IsTimeout
-		if !silent || ctx.Err() != nil {
+		if !silent {
+			return nil, err
+		}
+		if ctx.Err() != nil {
 			break
 		}
 	}
-	return addrs, err
+	if stale := g.answers.stale(host); stale != nil {
+		return stale, nil
+	}
+	return nil, err
+}
+
+const (
+	staleFor   = 10 * time.Minute // how long an answer serves when the resolver is silent
+	maxAnswers = 4096
+)
+
+// answers are what the resolver said last.
+type answers struct {
+	mu   sync.Mutex
+	last map[Host]answer // under mu
+}
+
+type answer struct {
+	addrs []netip.Addr
+	at    time.Time
+}
+
+func (a *answers) keep(host Host, addrs []netip.Addr) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.last == nil || len(a.last) >= maxAnswers {
+		a.last = map[Host]answer{}
+	}
+	a.last[host] = answer{addrs, time.Now()}
+}
+
+// stale is the last answer for a host if it is not too old, or nil.
+func (a *answers) stale(host Host) []netip.Addr {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if last, ok := a.last[host]; ok && time.Since(last.at) < staleFor {
+		return last.addrs
+	}
+	return nil
 }
 
 // dial connects to the name: it resolves once, and classifies again what is

@@ -178,6 +178,29 @@ func TestLossyResolver(t *testing.T) {
 	}
 }
 
+// A resolver that falls silent does not take away what it answered before; the
+// old answer is checked like a fresh one.
+func TestResolverFallsSilent(t *testing.T) {
+	t.Parallel()
+	r := &lossy{}
+	g := testGuard(t, nil, func(c *Config) { c.Resolver, c.Limits.Resolve = r, 30*time.Millisecond })
+	host := mustHost(t, "known.example.com")
+	if _, err := g.lookup(t.Context(), host, 443); err != nil {
+		t.Fatal(err)
+	}
+	r.left.Store(100)
+	if addrs, err := g.lookup(t.Context(), host, 443); err != nil || len(addrs) != 1 {
+		t.Errorf("a known name: got %v, %v", addrs, err)
+	}
+	if _, err := g.lookup(t.Context(), mustHost(t, "new.example.com"), 443); dialReason(err) != ReasonResolveFailed {
+		t.Errorf("a new name: got %v", err)
+	}
+	g.refused = append(g.refused, netip.MustParsePrefix("203.0.113.0/24"))
+	if _, err := g.lookup(t.Context(), host, 443); dialReason(err) != ReasonAddressNotPublic {
+		t.Errorf("an old answer that is not public any more: got %v", err)
+	}
+}
+
 func TestE187SilentResolver(t *testing.T) {
 	t.Parallel()
 	g := testGuard(t, nil, func(c *Config) { c.Resolver, c.Limits.Resolve = silent{}, 20*time.Millisecond })

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -72,8 +73,7 @@ func (b *Boxes) Open(ctx context.Context, spec image.BoxSpec) (image.Box, error)
 		Labels: map[string]string{labelKind: kindBuild, "atoll.purpose": spec.Purpose},
 	})
 	if err != nil {
-		box.closeNetwork(ctx)
-		return nil, fmt.Errorf("making a builder sandbox: %w", err)
+		return nil, errors.Join(fmt.Errorf("making a builder sandbox: %w", err), box.closeNetwork(ctx))
 	}
 	if spec.Timeout > 0 {
 		box.timer = time.AfterFunc(spec.Timeout, func() {

@@ -161,7 +161,7 @@ func (r *buildRun) status() api.Build {
 	if r.err != nil {
 		out.Status = api.BuildFailed
 		if out.Error == nil {
-			out.Error = &api.BuildError{Kind: string(image.KindInternal), Index: -1, Message: publicBuildError(r.err, r.wish.Template)}
+			out.Error = &api.BuildError{Kind: string(image.KindInternal), Index: -1, Message: publicBuildError(r.wish.Template)}
 		}
 	}
 	return out
@@ -176,9 +176,10 @@ func (r *buildRun) layerStatus() *image.Status {
 	return &status
 }
 
-// publicBuildError is what a person sees of a failure outside the packages.
-func publicBuildError(err error, template string) string {
-	return fmt.Sprintf("The template %q could not be prepared: %v", template, err)
+// publicBuildError is what a person sees of a failure outside the packages. Its
+// cause may name the host's paths and stands in the server's log.
+func publicBuildError(template string) string {
+	return fmt.Sprintf("The template %q could not be prepared; the server's log tells why.", template)
 }
 
 // fillLayers copies the builder's status into the wire's.

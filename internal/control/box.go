@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"sync"
 	"syscall"
 	"time"
@@ -36,8 +37,18 @@ type Engine interface {
 type Network interface {
 	Open(ctx context.Context, id string, meta egress.Meta, p *egress.Policy) (netns string, err error)
 	Reopen(ctx context.Context, id string) (netns string, err error)
+	// Update puts a network, suspended or not, under another policy.
+	Update(ctx context.Context, id string, p *egress.Policy) error
+	// Suspend takes the namespaces of a sandbox that hibernates away and keeps
+	// policy, names and records; Resume gives new ones. Both may be repeated.
+	Suspend(ctx context.Context, id string) error
+	Resume(ctx context.Context, id string) (netns string, err error)
 	Close(ctx context.Context, id string) error
 	List(ctx context.Context) ([]string, error)
+	// Describe tells on whose behalf a network exists and what it may reach.
+	Describe(id string) (egress.Meta, egress.Spec, error)
+	// DialContext connects under a session's policy from the server's side.
+	DialContext(ctx context.Context, c egress.Client, network, address string) (net.Conn, error)
 	Records(id string, f egress.Filter) ([]egress.Record, error)
 }
 
@@ -62,7 +73,7 @@ func (b *Boxes) Open(ctx context.Context, spec image.BoxSpec) (image.Box, error)
 	var raw [8]byte
 	rand.Read(raw[:])
 	id := "build-" + hex.EncodeToString(raw[:])
-	netns, err := b.Network.Open(ctx, id, egress.Meta{SessionID: id, Source: "build"}, policy)
+	netns, err := b.Network.Open(ctx, id, egress.Meta{SessionID: id, Source: egress.SourceBuild}, policy)
 	if err != nil {
 		return nil, fmt.Errorf("opening the builder's network: %w", err)
 	}

@@ -169,15 +169,15 @@ func (s *Sandboxes) prepare(ctx context.Context, rec SessionRecord) error {
 	if err != nil {
 		return fmt.Errorf("compiling the network policy: %w", err)
 	}
+	meta := sessionMeta(rec)
+	meta.Base = root.Base.Digest
 	select {
 	case s.slots <- struct{}{}:
 		defer func() { <-s.slots }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	netns, err := s.network.Open(ctx, rec.ID, egress.Meta{
-		SessionID: rec.ID, WorkspaceID: rec.Workspace, EnvironmentID: rec.Environment, Source: "sandbox",
-	}, policy)
+	netns, err := s.network.Open(ctx, rec.ID, meta, policy)
 	if err != nil {
 		return fmt.Errorf("making the session's network: %w", err)
 	}
@@ -200,6 +200,10 @@ func (s *Sandboxes) spec(rec SessionRecord, root Root, netns string) sandbox.Spe
 		Files: sandboxFiles("atoll"), Limits: s.limits, NetNS: netns,
 		Labels: map[string]string{labelKind: kindSession, labelWorkspace: rec.Workspace},
 	}
+}
+
+func sessionMeta(rec SessionRecord) egress.Meta {
+	return egress.Meta{SessionID: rec.ID, WorkspaceID: rec.Workspace, EnvironmentID: rec.Environment, Source: egress.SourceSandbox}
 }
 
 // sessionPolicy is what a session's network may reach: fixed when the sandbox

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -93,6 +94,16 @@ func (n network) Open(_ context.Context, id string, _ egress.Meta, _ *egress.Pol
 }
 
 func (n network) Reopen(_ context.Context, id string) (string, error) { return "/run/netns/" + id, nil }
+
+func (n network) Update(context.Context, string, *egress.Policy) error { return nil }
+func (n network) Suspend(context.Context, string) error                { return nil }
+func (n network) Resume(_ context.Context, id string) (string, error)  { return "/run/netns/" + id, nil }
+func (n network) Describe(string) (egress.Meta, egress.Spec, error) {
+	return egress.Meta{}, egress.Spec{}, egress.ErrNotFound
+}
+func (n network) DialContext(context.Context, egress.Client, string, string) (net.Conn, error) {
+	return nil, errors.New("no network here")
+}
 
 func (n network) Close(_ context.Context, id string) error {
 	n.w.mu.Lock()

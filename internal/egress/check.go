@@ -35,7 +35,9 @@ func (g *Gateway) Check(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	s.slot.install(st)
+	if err := s.slot.install(st); err != nil {
+		return err
+	}
 	return inNamespace(s.pair.runtime, func() error { return probe(ctx) })
 }
 

@@ -16,10 +16,16 @@ type Config struct {
 	Logger *slog.Logger
 	// DenyCIDRs are ranges that no sandbox reaches, besides those built in.
 	DenyCIDRs []netip.Prefix
-	// Exempt lets single hosts be at addresses that are not public.
+	// Exempt lets single hosts be at addresses that are not public. One that
+	// names port 25 opens that under mode unrestricted.
 	Exempt []Exemption
 	// BlockHosts are names, or "*." and a name, that no policy opens.
 	BlockHosts []string
+	// BlockPorts are TCP and UDP ports that no policy opens.
+	BlockPorts []int
+	// OpenPorts are ports beside 80 and 443 that are open, unchecked, on hosts
+	// that a policy of mode limited allows.
+	OpenPorts []OpenPort
 	// AllowECH lets through TLS whose server name is encrypted. The name inside
 	// cannot be checked then.
 	AllowECH bool
@@ -76,5 +82,8 @@ type Meta struct {
 	SessionID     string `json:"session_id"`
 	WorkspaceID   string `json:"workspace_id"`
 	EnvironmentID string `json:"environment_id"`
-	Source        string `json:"source"` // "sandbox" or "build"
+	Source        string `json:"source"` // SourceSandbox or SourceBuild
+	// Base names what the policy's registries were learned from, for whoever
+	// compiles it again. It means nothing here.
+	Base string `json:"base,omitempty"`
 }

@@ -189,8 +189,8 @@ func (h home) save(st *state) error {
 	return stepError("writing network policy", os.Rename(next, h.about()))
 }
 
-// load reads what begin and save wrote.
-func (h home) load() (*state, error) {
+// read reads what save wrote. The state has no table of names.
+func (h home) read() (*state, error) {
 	data, err := os.ReadFile(h.about())
 	if err != nil {
 		return nil, stepError("reading network policy", err)
@@ -206,23 +206,54 @@ func (h home) load() (*state, error) {
 	if err != nil {
 		return nil, stepError("reading network policy", err)
 	}
-	table, err := openNames(h.table())
-	if err != nil {
-		return nil, stepError("reading table of names", err)
-	}
-	if err := table.list(p.hosts); err != nil { // all there already, but for a crash in Update
-		table.close()
-		return nil, err
-	}
-	return &state{id: h.id, meta: a.Meta, policy: p, generation: a.Generation, names: table, journal: &journal{}}, nil
+	return &state{id: h.id, meta: a.Meta, policy: p, generation: a.Generation, journal: &journal{}}, nil
 }
 
-// remove takes everything away, in whatever state it is.
-func (h home) remove() error {
+// load reads what begin and save wrote, the table of names too.
+func (h home) load() (*state, error) {
+	st, err := h.read()
+	if err != nil {
+		return nil, err
+	}
+	if st.names, err = openNames(h.table()); err != nil {
+		return nil, stepError("reading table of names", err)
+	}
+	// All there already, but for an Update that broke off or found the network
+	// suspended.
+	if err := st.names.list(st.policy.hosts); err != nil {
+		st.names.close()
+		return nil, err
+	}
+	return st, nil
+}
+
+// suspended tells whether the network has no namespaces.
+func (h home) suspended() (bool, error) {
+	for _, path := range []string{h.runtime(), h.gateway()} {
+		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// release lets the two namespaces go, in whatever state they are.
+func (h home) release() error {
 	for _, path := range []string{h.runtime(), h.gateway()} {
 		if err := unmount(path); err != nil {
 			return err
 		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// remove takes everything away, in whatever state it is.
+func (h home) remove() error {
+	if err := h.release(); err != nil {
+		return err
 	}
 	return os.RemoveAll(h.path)
 }

@@ -90,7 +90,7 @@ func (s *slot) resolveName(st *state, name string) (dnsmessage.RCode, netip.Addr
 	switch {
 	case host.name == "localhost" || strings.HasSuffix(host.name, ".localhost"):
 		return dnsmessage.RCodeSuccess, netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	case s.gateway.blocked.has(host):
+	case s.gateway.guard.rules.Load().blocked.has(host):
 		s.record(st, Record{Host: host.name, Protocol: "dns", Reason: ReasonBlocklisted})
 		return dnsmessage.RCodeSuccess, refusalAddress()
 	case !st.policy.names(host):

@@ -33,6 +33,8 @@ var (
 	ErrNotFound = errors.New("no such network")
 	// ErrExists: a network with this id is already there.
 	ErrExists = errors.New("network exists already")
+	// ErrSuspended: the network has no namespaces; Resume gives it new ones.
+	ErrSuspended = errors.New("network is suspended")
 	// ErrClosed: the gateway was shut down.
 	ErrClosed = errors.New("gateway is shut down")
 )

@@ -20,6 +20,14 @@ type Entry struct {
 	Wildcard bool
 }
 
+// matches tells whether the entry names the host.
+func (e Entry) matches(host Host) bool {
+	if e.Wildcard {
+		return strings.HasSuffix(host.name, "."+e.Host.name) // both canonical, and the dot makes it a label's boundary
+	}
+	return host == e.Host
+}
+
 // EntryError says what is wrong with an entry. Its text is made for the user
 // who wrote the entry.
 type EntryError struct {

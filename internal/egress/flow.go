@@ -29,10 +29,11 @@ type flow struct {
 	st     *state
 	host   Host // the name dest stands for, or zero
 	choice verdict
+	deny   Reason // what every request of a refused plain-HTTP connection is told
 
-	mu      sync.Mutex // guards what follows
-	ended   Reason     // why it was closed from outside, or empty
-	passing bool       // allowed and connected
+	mu     sync.Mutex // guards what follows
+	ended  Reason     // why it was closed from outside, or empty
+	dialed netip.Addr // where its bytes go; zero: not connected
 }
 
 // originalDst asks the kernel where the sandbox meant to connect to.
@@ -65,20 +66,12 @@ func (s *slot) decide(st *state, dest netip.AddrPort) (Host, verdict) {
 	case addr == refusalAddress():
 		return Host{}, verdict{reason: ReasonNameNotAllowed}
 	}
+	rules := s.gateway.guard.rules.Load()
 	host, ok := st.names.host(addr)
 	if !ok {
-		if st.policy.Mode() != ModeUnrestricted {
-			return Host{}, verdict{reason: ReasonNoMapping}
-		}
-		if port == 25 {
-			return Host{}, verdict{reason: ReasonPortNotAllowed}
-		}
-		return Host{}, verdict{ReasonOK, "unrestricted", true}
+		return Host{}, rules.decideAddress(st.policy, port)
 	}
-	if s.gateway.blocked.has(host) {
-		return host, verdict{reason: ReasonBlocklisted}
-	}
-	v := st.policy.decide(host, port)
+	v := rules.decide(st.policy, host, port, SourceSandbox)
 	if v.reason == ReasonNameNotAllowed {
 		v.reason = ReasonStaleMapping // it had an address, so it was allowed once
 	}
@@ -87,7 +80,6 @@ func (s *slot) decide(st *state, dest netip.AddrPort) (Host, verdict) {
 
 // run handles the connection to its end.
 func (f *flow) run() {
-	f.host, f.choice = f.slot.decide(f.st, f.dest)
 	switch {
 	case f.choice.reason != ReasonOK:
 		f.refuse(f.choice.reason)
@@ -105,7 +97,7 @@ func (f *flow) converse() {
 	switch kind {
 	case "tls":
 		h, err := readHello(io.MultiReader(bytes.NewReader(head), f.client))
-		reason, claimed := checkHello(h, err, f.host, f.slot.gateway.config.AllowECH)
+		reason, claimed := checkHello(h, err, f.host, f.slot.gateway.guard.rules.Load().allowECH)
 		if reason != ReasonOK {
 			f.record(Record{Protocol: "tls", Reason: reason, ClaimedHost: claimed, ECH: h.ech})
 			f.alert()
@@ -135,7 +127,7 @@ func (f *flow) refuse(reason Reason) {
 		f.record(Record{Protocol: "tls", Reason: reason, ClaimedHost: f.claimed(h.sni, err), ECH: h.ech})
 		f.alert()
 	case "http":
-		f.choice.reason = reason
+		f.deny = reason
 		f.slot.serveHTTP(f, head)
 	default:
 		f.record(Record{Protocol: "tcp", Reason: reason})
@@ -216,8 +208,9 @@ func (f *flow) pass(protocol string, h hello) {
 		return
 	}
 	defer up.Close()
-	if !f.connected() {
-		return // closed from outside while dialling
+	if err := f.connected(up); err != nil {
+		f.undialed(protocol, h, err)
+		return
 	}
 	r := f.record(Record{
 		Protocol: protocol, Reason: ReasonOK, Rule: f.choice.rule, ECH: h.ech,
@@ -259,8 +252,14 @@ func dialReason(err error) Reason {
 	return ReasonConnectFailed
 }
 
-// record writes the flow's decision down.
+// record writes the flow's decision down. What ended it from outside is the
+// reason for whatever came of that.
 func (f *flow) record(r Record) *Record {
+	f.mu.Lock()
+	if f.ended != "" {
+		r.Reason = f.ended
+	}
+	f.mu.Unlock()
 	r.Time = f.start
 	r.Host = f.host.name
 	if f.dest.IsValid() {
@@ -269,18 +268,41 @@ func (f *flow) record(r Record) *Record {
 	return f.slot.record(f.st, r)
 }
 
-// connected marks the flow as passing, unless it was ended already.
-func (f *flow) connected() bool {
+// connected notes where the flow's bytes go. The address is checked once more:
+// rules that came while it was dialled did not find it here.
+func (f *flow) connected(up *net.TCPConn) error {
+	addr := remoteIP(up)
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.passing = f.ended == ""
-	return f.passing
+	ended := f.ended
+	if ended == "" {
+		f.dialed = addr
+	}
+	f.mu.Unlock()
+	if ended != "" {
+		return &DialError{ended, net.ErrClosed}
+	}
+	return f.slot.gateway.guard.check(f.host, addr, f.dest.Port())
+}
+
+// allowed tells whether the flow would be allowed now as it was when it came.
+// One that was refused then gets its answer, whatever holds now.
+func (f *flow) allowed(st *state) bool {
+	if f.choice.reason != ReasonOK {
+		return true
+	}
+	if _, v := f.slot.decide(st, f.dest); v.reason != ReasonOK {
+		return false
+	}
+	f.mu.Lock()
+	dialed := f.dialed
+	f.mu.Unlock()
+	return !dialed.IsValid() || f.slot.gateway.guard.check(f.host, dialed, f.dest.Port()) == nil
 }
 
 // end closes the flow from outside and records why, if bytes were passing.
 func (f *flow) end(reason Reason) {
 	f.mu.Lock()
-	first, passing := f.ended == "", f.passing
+	first, passing := f.ended == "", f.dialed.IsValid()
 	f.ended = reason
 	f.mu.Unlock()
 	if first && passing {

@@ -397,6 +397,7 @@ func FuzzHTTPGate(f *testing.F) {
 		st.journal = &journal{}
 		s.state.Store(&st)
 		fl := &flow{slot: s, client: c.(*net.TCPConn), dest: netip.AddrPortFrom(syntheticAddr(0), port), start: time.Now(), st: &st, ctx: s.ctx, cancel: func() {}}
+		fl.host, fl.choice = s.decide(&st, fl.dest)
 		done := make(chan struct{})
 		go func() { defer close(done); fl.run(); fl.reset() }()
 		_ = client.SetDeadline(time.Now().Add(5 * time.Second))

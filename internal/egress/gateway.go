@@ -1,10 +1,13 @@
 package egress
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 )
@@ -12,21 +15,22 @@ import (
 // Gateway makes the networks of sandboxes and serves them. It is safe for
 // concurrent use; calls about the same id wait for each other.
 type Gateway struct {
-	config  Config
-	log     *slog.Logger
-	guard   *guard
-	blocked blockList
-	dir     directory
-	host    *hostNets
+	config Config
+	log    *slog.Logger
+	guard  *guard // holds the operator's rules, which a reload replaces
+	dir    directory
+	host   *hostNets
 
 	pool    chan *spare
 	stop    context.CancelFunc
 	filling sync.WaitGroup
 
-	mu     sync.Mutex       // guards what follows
-	slots  map[string]*slot // id → the network that this process serves
-	busy   map[string]chan struct{}
-	closed bool
+	mu      sync.Mutex        // guards what follows
+	slots   map[string]*slot  // id → the network that this process serves
+	idle    map[string]*state // id → one without namespaces: suspended, or not open yet
+	clients map[string]map[*clientConn]bool
+	busy    map[string]chan struct{}
+	closed  bool
 }
 
 // spare is a slot that nobody has claimed. Only descriptors of this process
@@ -48,11 +52,9 @@ func New(c Config) (*Gateway, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	g := &Gateway{config: c, log: c.Logger, slots: map[string]*slot{}, busy: map[string]chan struct{}{}}
+	g := &Gateway{config: c, log: c.Logger, slots: map[string]*slot{}, idle: map[string]*state{},
+		clients: map[string]map[*clientConn]bool{}, busy: map[string]chan struct{}{}}
 	var err error
-	if g.blocked, err = newBlockList(c.BlockHosts); err != nil {
-		return nil, err
-	}
 	if g.host, err = newHostNets(); err != nil {
 		return nil, err
 	}
@@ -64,11 +66,7 @@ func New(c Config) (*Gateway, error) {
 		g.host.close()
 		return nil, fmt.Errorf("preparing %s: %w", c.Dir, err)
 	}
-	for _, e := range g.guard.exempt {
-		if !g.guard.refused.public(e.cidr.Addr()) {
-			g.log.Warn("egress exemption of an address that is not public", "host", e.host.name, "cidr", e.cidr.String())
-		}
-	}
+	g.warn(g.guard.rules.Load())
 	ctx, stop := context.WithCancel(context.Background())
 	g.stop = stop
 	g.pool = make(chan *spare, max(0, c.PoolSize))
@@ -163,6 +161,7 @@ func (g *Gateway) keep(id string, s *slot) error {
 		return ErrClosed
 	}
 	g.slots[id] = s
+	delete(g.idle, id)
 	return nil
 }
 
@@ -204,13 +203,17 @@ func (g *Gateway) Open(ctx context.Context, id string, meta Meta, p *Policy) (ne
 	if err != nil {
 		return "", err
 	}
-	sp.slot.install(st)
+	g.inherit(st)
+	if err := sp.slot.install(st); err != nil {
+		return "", err
+	}
 	return home.runtime(), g.keep(id, sp.slot)
 }
 
 // Reopen serves a network that an earlier server made: the same namespaces, the
 // persisted policy, the same addresses for the same names. If any of it cannot
-// be read the network stays closed and the error says so. A network that this
+// be read the network stays closed and the error says so; it is ErrSuspended if
+// there are no namespaces because the network is suspended. A network that this
 // Gateway serves already is left as it is.
 func (g *Gateway) Reopen(ctx context.Context, id string) (netnsPath string, err error) {
 	unlock, err := g.lock(ctx, id)
@@ -224,6 +227,9 @@ func (g *Gateway) Reopen(ctx context.Context, id string) (netnsPath string, err 
 	}
 	if g.live(id) != nil {
 		return home.runtime(), nil
+	}
+	if suspended, err := home.suspended(); err != nil || suspended {
+		return "", fmt.Errorf("network %s: %w", id, cmp.Or(err, ErrSuspended))
 	}
 	s, err := g.reopen(home)
 	if err != nil {
@@ -259,12 +265,16 @@ func (g *Gateway) reopen(home home) (*slot, error) {
 		st.names.close()
 		return nil, err
 	}
-	s.install(st)
+	if err := s.install(st); err != nil {
+		s.close()
+		return nil, err
+	}
 	return s, nil
 }
 
-// Update puts a network under another policy, at once: connections that the new
-// policy does not allow are closed. After an error the old policy stands.
+// Update puts a network, suspended or not, under another policy, at once:
+// connections that the new policy does not allow are closed. After an error the
+// old policy stands.
 func (g *Gateway) Update(ctx context.Context, id string, p *Policy) error {
 	if p == nil {
 		return errors.New("a network needs a policy")
@@ -274,13 +284,13 @@ func (g *Gateway) Update(ctx context.Context, id string, p *Policy) error {
 		return err
 	}
 	defer unlock()
-	s := g.live(id)
-	if s == nil {
-		return fmt.Errorf("network %s: %w", id, ErrNotFound)
-	}
 	home, err := g.dir.open(id)
 	if err != nil {
 		return err
+	}
+	s := g.live(id)
+	if s == nil {
+		return g.updateIdle(home, p)
 	}
 	next := *s.state.Load()
 	next.policy, next.generation = p, next.generation+1
@@ -290,8 +300,45 @@ func (g *Gateway) Update(ctx context.Context, id string, p *Policy) error {
 	if err := home.save(&next); err != nil {
 		return err
 	}
-	s.install(&next)
+	if err := s.install(&next); err != nil {
+		return err
+	}
+	g.enforceClients(id)
 	return nil
+}
+
+// updateIdle puts a network without a slot under another policy.
+func (g *Gateway) updateIdle(home home, p *Policy) error {
+	next, err := home.read()
+	if err != nil {
+		return err
+	}
+	g.inherit(next)
+	next.policy, next.generation = p, next.generation+1
+	if err := home.save(next); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	g.idle[home.id] = next
+	g.mu.Unlock()
+	g.enforceClients(home.id)
+	return nil
+}
+
+// Describe returns on whose behalf a network exists and the policy that it is
+// under, whether it is served, suspended or kept closed.
+func (g *Gateway) Describe(id string) (Meta, Spec, error) {
+	st := g.current(id)
+	if st == nil {
+		home, err := g.dir.open(id)
+		if err != nil {
+			return Meta{}, Spec{}, err
+		}
+		if st, err = home.read(); err != nil {
+			return Meta{}, Spec{}, err
+		}
+	}
+	return st.meta, st.policy.Spec(), nil
 }
 
 // Close removes a network and everything of it, its connections included, also
@@ -307,9 +354,13 @@ func (g *Gateway) Close(ctx context.Context, id string) error {
 	g.mu.Lock()
 	s := g.slots[id]
 	delete(g.slots, id)
+	delete(g.idle, id)
 	g.mu.Unlock()
 	if s != nil {
 		s.close()
+	}
+	for _, c := range g.clientsOf(id) {
+		c.end(ReasonSessionEnded)
 	}
 	home, err := g.dir.open(id)
 	if errors.Is(err, ErrNotFound) {
@@ -329,11 +380,11 @@ func (g *Gateway) List(context.Context) ([]string, error) { return g.dir.list() 
 // memory: the last 1,000 and, apart from those, the last 500 refusals since this
 // process opened or reopened it.
 func (g *Gateway) Records(id string, f Filter) ([]Record, error) {
-	s := g.live(id)
-	if s == nil {
+	st := g.current(id)
+	if st == nil {
 		return nil, fmt.Errorf("network %s: %w", id, ErrNotFound)
 	}
-	return s.state.Load().journal.list(f), nil
+	return st.journal.list(f), nil
 }
 
 // Shutdown closes all connections and stops serving. Claimed networks stay,
@@ -348,7 +399,13 @@ func (g *Gateway) Shutdown(context.Context) error {
 	g.closed = true
 	slots := g.slots
 	g.slots = map[string]*slot{}
+	clients := slices.Collect(maps.Keys(g.clients))
 	g.mu.Unlock()
+	for _, id := range clients {
+		for _, c := range g.clientsOf(id) {
+			c.end(ReasonSessionEnded)
+		}
+	}
 	g.stop()
 	g.filling.Wait()
 	for {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -27,12 +28,6 @@ type Exemption struct {
 	Ports []int        // on which ports; empty means 80 and 443
 }
 
-type exemption struct {
-	host  Host
-	cidr  netip.Prefix
-	ports []int
-}
-
 // DialError is a connection that was not made. Reason says which step refused
 // or failed; Err says more, for the log.
 type DialError struct {
@@ -50,59 +45,42 @@ const maxAddresses = 64
 // guard is the last check before a packet leaves. Every connection that is made
 // for a sandbox is made here.
 type guard struct {
-	resolver Resolver
-	refused  ranges // built in, and the operator's
-	exempt   []exemption
-	host     *hostNets
-	resolve  time.Duration
-	connect  time.Duration
-	answers  answers
+	rules   atomic.Pointer[rules] // replaced by a reload
+	host    *hostNets
+	resolve time.Duration
+	connect time.Duration
+	answers answers
 }
 
+// mailPort is refused wherever no exemption names it: a machine that sends mail
+// for strangers ends on block lists.
+const mailPort = 25
+
 func newGuard(c Config, host *hostNets) (*guard, error) {
-	g := &guard{
-		resolver: c.Resolver,
-		refused:  append(ranges(notPublic()), c.DenyCIDRs...),
-		host:     host,
-		resolve:  c.Limits.Resolve,
-		connect:  c.Limits.Connect,
+	r, err := compileRules(c)
+	if err != nil {
+		return nil, err
 	}
-	if g.resolver == nil {
-		g.resolver = &net.Resolver{PreferGo: true}
-	}
-	for i, e := range c.Exempt {
-		h, err := Canonical(e.Host)
-		if err != nil {
-			return nil, fmt.Errorf("exemption %d: %w", i, err)
-		}
-		if !e.CIDR.IsValid() {
-			return nil, fmt.Errorf("exemption %d (%s): no address range", i, h)
-		}
-		ports := slices.Clone(e.Ports)
-		if len(ports) == 0 {
-			ports = []int{80, 443}
-		}
-		g.exempt = append(g.exempt, exemption{h, e.CIDR.Masked(), ports})
-	}
+	g := &guard{host: host, resolve: c.Limits.Resolve, connect: c.Limits.Connect}
+	g.rules.Store(r)
 	return g, nil
 }
 
 // check classifies one address for one name and port. host is the zero Host
 // where the sandbox named an address.
 func (g *guard) check(host Host, addr netip.Addr, port uint16) error {
-	plain := addr.Unmap()
-	if addr.Zone() == "" && !host.IsZero() {
-		for _, e := range g.exempt {
-			if e.host == host && e.cidr.Contains(plain) && slices.Contains(e.ports, int(port)) {
-				return nil
-			}
-		}
+	r := g.rules.Load()
+	if addr.Zone() == "" && !host.IsZero() && r.exempts(host, addr.Unmap(), port) {
+		return nil
+	}
+	if port == mailPort {
+		return &DialError{ReasonPortNotAllowed, fmt.Errorf("%s: no exemption for port %d", addr, port)}
 	}
 	nets, err := g.host.current()
 	if err != nil {
 		return &DialError{ReasonAddressNotPublic, err}
 	}
-	if !g.refused.public(addr) || !nets.public(addr) {
+	if !r.refused.public(addr) || !nets.public(addr) {
 		return &DialError{ReasonAddressNotPublic, fmt.Errorf("%s is not a public address", addr)}
 	}
 	return nil
@@ -144,7 +122,7 @@ const resolveTries = 3
 func (g *guard) ask(ctx context.Context, host Host) (addrs []netip.Addr, err error) {
 	for range resolveTries {
 		try, cancel := context.WithTimeout(ctx, g.resolve/resolveTries)
-		addrs, err = g.resolver.LookupNetIP(try, "ip", host.name+".")
+		addrs, err = g.rules.Load().resolver.LookupNetIP(try, "ip", host.name+".")
 		cancel()
 		if err == nil {
 			g.answers.keep(host, addrs)

@@ -195,7 +195,9 @@ func TestResolverFallsSilent(t *testing.T) {
 	if _, err := g.lookup(t.Context(), mustHost(t, "new.example.com"), 443); dialReason(err) != ReasonResolveFailed {
 		t.Errorf("a new name: got %v", err)
 	}
-	g.refused = append(g.refused, netip.MustParsePrefix("203.0.113.0/24"))
+	next := *g.rules.Load()
+	next.refused = append(next.refused[:len(next.refused):len(next.refused)], netip.MustParsePrefix("203.0.113.0/24"))
+	g.rules.Store(&next)
 	if _, err := g.lookup(t.Context(), host, 443); dialReason(err) != ReasonAddressNotPublic {
 		t.Errorf("an old answer that is not public any more: got %v", err)
 	}

@@ -131,8 +131,8 @@ func (s *slot) serveHTTP(f *flow, head []byte) {
 	}
 	transport.CloseIdleConnections()
 	if c.requests.Load() == 0 {
-		reason := f.choice.reason
-		if reason == ReasonOK {
+		reason := f.deny
+		if reason == "" {
 			reason = ReasonHTTPMalformed
 		}
 		f.record(Record{Protocol: "http", Reason: reason})
@@ -145,9 +145,9 @@ func (c *gateConn) dial(context.Context, string, string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !c.flow.connected() {
+	if err := c.flow.connected(up); err != nil {
 		_ = up.Close()
-		return nil, &DialError{ReasonPolicyChanged, net.ErrClosed}
+		return nil, err
 	}
 	at := up.RemoteAddr().String()
 	c.dialed.Store(&at)
@@ -232,13 +232,11 @@ func (f *flow) decideRequest(r *http.Request) (reason Reason, rule, claimed stri
 	case host != f.host:
 		claimed = host.name
 	}
-	if f.choice.reason != ReasonOK {
-		return f.choice.reason, "", claimed
+	if f.deny != "" {
+		return f.deny, "", claimed
 	}
-	if st := f.slot.state.Load(); st != f.st {
-		if _, v := f.slot.decide(st, f.dest); v.reason != ReasonOK {
-			return v.reason, "", claimed
-		}
+	if _, v := f.slot.decide(f.slot.state.Load(), f.dest); v.reason != ReasonOK {
+		return v.reason, "", claimed
 	}
 	upgrade := r.Header.Get("Upgrade")
 	switch {

@@ -68,6 +68,23 @@ type grant struct {
 	port uint16 // 0: 443 and 80
 	rule string
 	raw  bool
+	from origin
+}
+
+// origin says where a grant comes from, for users that not all of them count for.
+type origin int
+
+const (
+	fromHosts    origin = iota // allowed_hosts
+	fromMCP                    // an endpoint whose rule begins with "mcp:"
+	fromEndpoint               // any other endpoint
+)
+
+// counts tells whether grants of this origin hold for who asks: a web tool has
+// the listed hosts only, a connection to an MCP server those and the MCP
+// endpoints, sandboxes and builds have all.
+func (o origin) counts(source string) bool {
+	return o == fromHosts || source != SourceWebTool && (source != SourceMCP || o == fromMCP)
 }
 
 // Compile checks a Spec and makes the policy of it, wholly or not at all.
@@ -107,7 +124,11 @@ func Compile(spec Spec) (*Policy, error) {
 		if e.Port != 0 && !e.Raw {
 			p.checked[uint16(e.Port)] = true
 		}
-		p.add(Entry{Host: host}, grant{uint16(e.Port), e.Rule, e.Raw})
+		from := fromEndpoint
+		if strings.HasPrefix(e.Rule, "mcp:") {
+			from = fromMCP
+		}
+		p.add(Entry{Host: host}, grant{uint16(e.Port), e.Rule, e.Raw, from})
 	}
 	if len(p.exact) > maxExact {
 		return nil, fmt.Errorf("more than %d hosts", maxExact)
@@ -142,7 +163,7 @@ func (p *Policy) Mode() Mode { return p.spec.Mode }
 // Allows tells whether the policy opens this host on this port, and by which
 // rule. The gateway's block list and the dial guard come on top.
 func (p *Policy) Allows(host Host, port int) (rule string, ok bool) {
-	v := p.decide(host, uint16(port))
+	v := p.decide(host, uint16(port), SourceSandbox)
 	return v.rule, v.reason == ReasonOK
 }
 
@@ -166,17 +187,30 @@ func (p *Policy) names(host Host) bool {
 	return found
 }
 
-// decide gives the verdict on a name and a port. Where several entries open the
+// lists tells whether allowed_hosts names the host.
+func (p *Policy) lists(host Host) bool {
+	found := false
+	p.each(host, func(grants []grant) bool {
+		found = slices.ContainsFunc(grants, func(g grant) bool { return g.from == fromHosts })
+		return !found
+	})
+	return found
+}
+
+// decide gives the verdict on a name and a port for who asks. Where several entries open the
 // port, the first written counts, and one that asks for the protocol check wins
 // over one that does not.
-func (p *Policy) decide(host Host, port uint16) verdict {
+func (p *Policy) decide(host Host, port uint16, source string) verdict {
 	if p == nil || host.IsZero() {
 		return verdict{reason: ReasonNameNotAllowed}
 	}
 	named, best := false, verdict{reason: ReasonPortNotAllowed}
 	p.each(host, func(grants []grant) bool {
-		named = true
 		for _, g := range grants {
+			if !g.from.counts(source) {
+				continue
+			}
+			named = true
 			open := g.port == port || g.port == 0 && (port == 80 || port == 443)
 			if open && (best.reason != ReasonOK || best.raw && !g.raw) {
 				best = verdict{ReasonOK, g.rule, g.raw}
@@ -185,14 +219,14 @@ func (p *Policy) decide(host Host, port uint16) verdict {
 		return true
 	})
 	switch {
-	case p.spec.Mode == ModeUnrestricted && port != 25:
+	case p.spec.Mode == ModeUnrestricted && port != mailPort:
 		if best.reason != ReasonOK {
 			best.rule = "unrestricted"
 		}
 		return verdict{ReasonOK, best.rule, true}
 	case best.reason == ReasonOK:
 		return best
-	case p.spec.Mode == ModeObserve && port != 25:
+	case p.spec.Mode == ModeObserve && port != mailPort:
 		return verdict{ReasonOK, "observe", false}
 	case named || p.spec.Mode == ModeUnrestricted || p.spec.Mode == ModeObserve:
 		return verdict{reason: ReasonPortNotAllowed}

@@ -95,7 +95,7 @@ func TestEndpointsAndModes(t *testing.T) {
 		{"x.example.com", 443, "allowed_hosts[0]", false, ReasonOK}, // the stricter wins
 	}
 	for _, tt := range tests {
-		got := p.decide(mustHost(t, tt.host), uint16(tt.port))
+		got := p.decide(mustHost(t, tt.host), uint16(tt.port), SourceSandbox)
 		if want := (verdict{tt.want, tt.rule, tt.raw}); got != want {
 			t.Errorf("%s:%d: %+v, want %+v", tt.host, tt.port, got, want)
 		}
@@ -113,18 +113,18 @@ func TestEndpointsAndModes(t *testing.T) {
 	}
 
 	u := mustCompile(t, Spec{Mode: ModeUnrestricted})
-	if got := u.decide(mustHost(t, "any.example"), 5432); got != (verdict{ReasonOK, "unrestricted", true}) {
+	if got := u.decide(mustHost(t, "any.example"), 5432, SourceSandbox); got != (verdict{ReasonOK, "unrestricted", true}) {
 		t.Errorf("unrestricted: %+v", got)
 	}
-	if got := u.decide(mustHost(t, "any.example"), 25); got.reason != ReasonPortNotAllowed { // E256
+	if got := u.decide(mustHost(t, "any.example"), 25, SourceSandbox); got.reason != ReasonPortNotAllowed { // E256
 		t.Errorf("unrestricted, mail: %+v", got)
 	}
 	o := mustCompile(t, Spec{Mode: ModeObserve})
-	if got := o.decide(mustHost(t, "any.example"), 8081); got != (verdict{ReasonOK, "observe", false}) {
+	if got := o.decide(mustHost(t, "any.example"), 8081, SourceSandbox); got != (verdict{ReasonOK, "observe", false}) {
 		t.Errorf("observe: %+v", got)
 	}
 	var none *Policy
-	if got := none.decide(mustHost(t, "any.example"), 443); got.reason != ReasonNameNotAllowed || none.names(mustHost(t, "any.example")) {
+	if got := none.decide(mustHost(t, "any.example"), 443, SourceSandbox); got.reason != ReasonNameNotAllowed || none.names(mustHost(t, "any.example")) {
 		t.Errorf("no policy: %+v", got)
 	}
 }
@@ -217,6 +217,6 @@ func BenchmarkDecide10000(b *testing.B) {
 	p := mustCompile(b, bigSpec())
 	h := mustHost(b, "a.b.c.d.zone2500.example.org")
 	for b.Loop() {
-		p.decide(h, 443)
+		p.decide(h, 443, SourceSandbox)
 	}
 }

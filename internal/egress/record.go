@@ -1,7 +1,9 @@
 package egress
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 )
@@ -86,6 +88,31 @@ type Record struct {
 	ECH        bool  `json:"ech,omitempty"`
 	// Count of identical refusals within ten seconds that this record stands for.
 	Count int64 `json:"count"`
+}
+
+// record completes a record, keeps it, and tells the log and the metrics.
+func (g *Gateway) record(st *state, r Record) *Record {
+	if r.Time.IsZero() {
+		r.Time = time.Now().UTC()
+	}
+	if r.Source == "" {
+		r.Source = st.meta.Source
+	}
+	r.WorkspaceID, r.SessionID, r.EnvironmentID = st.meta.WorkspaceID, st.meta.SessionID, st.meta.EnvironmentID
+	r.Generation, r.Verdict = st.generation, r.Reason.verdict()
+	kept, fresh := st.journal.add(r)
+	level := slog.LevelDebug
+	if r.Verdict != VerdictAllowed {
+		level = slog.LevelInfo
+	}
+	if fresh {
+		g.log.Log(context.Background(), level, "egress", "session", st.id, "verdict", string(r.Verdict), "reason", string(r.Reason),
+			"host", r.Host, "claimed_host", r.ClaimedHost, "dest", r.DestAddress, "port", r.DestPort, "protocol", r.Protocol, "rule", r.Rule)
+	}
+	if f := g.config.OnDecision; f != nil {
+		f(r)
+	}
+	return kept
 }
 
 // Filter selects records.

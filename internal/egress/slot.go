@@ -3,7 +3,6 @@ package egress
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"net"
 	"net/http"
 	"runtime/debug"
@@ -147,6 +146,7 @@ func (s *slot) admit(c *net.TCPConn) {
 	f.ctx, f.cancel = context.WithCancel(s.ctx)
 	s.mu.Lock()
 	f.st = s.state.Load() // under the lock: install either finds this flow or came before it
+	f.host, f.choice = s.decide(f.st, f.dest)
 	full, shut := len(s.flows) >= s.gateway.config.Limits.Connections, s.shut
 	if !full && !shut {
 		s.flows[f] = true
@@ -205,27 +205,9 @@ func (s *slot) admitDNS(c *net.TCPConn) {
 	}()
 }
 
-// record completes a record, keeps it, and tells the log and the metrics.
-func (s *slot) record(st *state, r Record) *Record {
-	if r.Time.IsZero() {
-		r.Time = time.Now().UTC()
-	}
-	r.WorkspaceID, r.SessionID, r.EnvironmentID = st.meta.WorkspaceID, st.meta.SessionID, st.meta.EnvironmentID
-	r.Source, r.Generation, r.Verdict = st.meta.Source, st.generation, r.Reason.verdict()
-	kept, fresh := st.journal.add(r)
-	level := slog.LevelDebug
-	if r.Verdict != VerdictAllowed {
-		level = slog.LevelInfo
-	}
-	if fresh {
-		s.gateway.log.Log(context.Background(), level, "egress", "session", st.id, "verdict", string(r.Verdict), "reason", string(r.Reason),
-			"host", r.Host, "claimed_host", r.ClaimedHost, "dest", r.DestAddress, "port", r.DestPort, "protocol", r.Protocol, "rule", r.Rule)
-	}
-	if f := s.gateway.config.OnDecision; f != nil {
-		f(r)
-	}
-	return kept
-}
+// record completes a record about this network, keeps it, and tells the log and
+// the metrics.
+func (s *slot) record(st *state, r Record) *Record { return s.gateway.record(st, r) }
 
 // close ends everything the slot does and waits until it has ended.
 func (s *slot) close() {
@@ -255,14 +237,25 @@ func (s *slot) close() {
 }
 
 // install makes a new state the slot's, and ends the flows it does not allow.
-func (s *slot) install(st *state) {
+func (s *slot) install(st *state) error {
 	s.mu.Lock()
 	s.state.Store(st)
+	s.mu.Unlock()
+	s.enforce()
+	return nil
+}
+
+// enforce ends the flows that policy and operator do not allow any more. A flow
+// that is admitted meanwhile is decided by what holds already.
+func (s *slot) enforce() {
+	st := s.state.Load()
+	if st == nil {
+		return
+	}
+	s.mu.Lock()
 	var stale []*flow
 	for f := range s.flows {
-		// One that is being refused anyway gets its answer.
-		_, old := s.decide(f.st, f.dest)
-		if _, now := s.decide(st, f.dest); old.reason == ReasonOK && now.reason != ReasonOK {
+		if !f.allowed(st) {
 			stale = append(stale, f)
 		}
 	}

@@ -1,0 +1,190 @@
+package egress
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+)
+
+// OpenPort is a port that the operator opens, for any protocol, on a host that
+// an environment allows: 22 for git, 5432 for a database. The name alone
+// authorises there.
+type OpenPort struct {
+	// Host is an entry as [ParseEntry] takes it.
+	Host string
+	// Ports, without 80 and 443, which are open and checked, and without 25,
+	// which takes an exemption.
+	Ports []int
+}
+
+// rules are the operator's settings, compiled: what holds for every network,
+// whatever its policy says. They are immutable; a reload makes new ones.
+type rules struct {
+	refused      ranges // built in, and the operator's
+	exempt       []exemption
+	blocked      blockList
+	blockedPorts map[uint16]bool
+	open         []openPort
+	allowECH     bool
+	resolver     Resolver
+}
+
+type exemption struct {
+	host  Host
+	cidr  netip.Prefix
+	ports []int
+}
+
+type openPort struct {
+	entry Entry
+	ports []int
+}
+
+// compileRules makes the rules of the operator's part of a Config, wholly or
+// not at all.
+func compileRules(c Config) (*rules, error) {
+	r := &rules{
+		refused:      append(ranges(notPublic()), c.DenyCIDRs...),
+		blockedPorts: map[uint16]bool{},
+		allowECH:     c.AllowECH,
+		resolver:     c.Resolver,
+	}
+	if r.resolver == nil {
+		r.resolver = &net.Resolver{PreferGo: true}
+	}
+	var err error
+	if r.blocked, err = newBlockList(c.BlockHosts); err != nil {
+		return nil, err
+	}
+	for _, p := range c.BlockPorts {
+		if p < 1 || p > 65535 {
+			return nil, fmt.Errorf("blocked ports: no such port: %d", p)
+		}
+		r.blockedPorts[uint16(p)] = true
+	}
+	for i, o := range c.OpenPorts {
+		entry, err := ParseEntry(o.Host)
+		if err != nil {
+			return nil, fmt.Errorf("open port %d: %w", i, err)
+		}
+		for _, p := range o.Ports {
+			if p < 1 || p > 65535 || p == 25 || p == 80 || p == 443 {
+				return nil, fmt.Errorf("open port %d (%s): port %d cannot be opened", i, entry.Host, p)
+			}
+		}
+		r.open = append(r.open, openPort{entry, slices.Clone(o.Ports)})
+	}
+	for i, e := range c.Exempt {
+		h, err := Canonical(e.Host)
+		if err != nil {
+			return nil, fmt.Errorf("exemption %d: %w", i, err)
+		}
+		if !e.CIDR.IsValid() {
+			return nil, fmt.Errorf("exemption %d (%s): no address range", i, h)
+		}
+		ports := slices.Clone(e.Ports)
+		if len(ports) == 0 {
+			ports = []int{80, 443}
+		}
+		r.exempt = append(r.exempt, exemption{h, e.CIDR.Masked(), ports})
+	}
+	return r, nil
+}
+
+// exempts tells whether the host may be at this address on this port.
+func (r *rules) exempts(host Host, addr netip.Addr, port uint16) bool {
+	return slices.ContainsFunc(r.exempt, func(e exemption) bool {
+		return e.host == host && e.cidr.Contains(addr) && slices.Contains(e.ports, int(port))
+	})
+}
+
+// exemptsPort tells whether some exemption of the host is for this port.
+func (r *rules) exemptsPort(host Host, port uint16) bool {
+	return slices.ContainsFunc(r.exempt, func(e exemption) bool {
+		return e.host == host && slices.Contains(e.ports, int(port))
+	})
+}
+
+// opens tells whether the operator opened the port on the host.
+func (r *rules) opens(host Host, port uint16) bool {
+	return slices.ContainsFunc(r.open, func(o openPort) bool {
+		return o.entry.matches(host) && slices.Contains(o.ports, int(port))
+	})
+}
+
+// decide says what a policy and the operator together make of a name and a
+// port. Every user of a policy asks here.
+func (r *rules) decide(p *Policy, host Host, port uint16, source string) verdict {
+	if r.blocked.has(host) || r.blockedPorts[port] {
+		return verdict{reason: ReasonBlocklisted}
+	}
+	v := p.decide(host, port, source)
+	if v.reason != ReasonPortNotAllowed {
+		return v
+	}
+	switch {
+	case p.Mode() == ModeLimited && p.lists(host) && r.opens(host, port):
+		return verdict{ReasonOK, "operator", true}
+	case p.Mode() == ModeUnrestricted && r.exemptsPort(host, port): // port 25
+		return verdict{ReasonOK, "operator", true}
+	}
+	return v
+}
+
+// decideAddress says the same of an address without a name.
+func (r *rules) decideAddress(p *Policy, port uint16) verdict {
+	switch {
+	case p.Mode() != ModeUnrestricted:
+		return verdict{reason: ReasonNoMapping}
+	case r.blockedPorts[port]:
+		return verdict{reason: ReasonBlocklisted}
+	case port == mailPort:
+		return verdict{reason: ReasonPortNotAllowed}
+	}
+	return verdict{ReasonOK, "unrestricted", true}
+}
+
+// Reload replaces the operator's settings by those of c, at once and for every
+// network: DenyCIDRs, Exempt, BlockHosts, BlockPorts, OpenPorts, AllowECH and
+// Resolver. Connections that they do not allow any more are closed before it
+// returns. After an error the old settings stand. The other fields of c are of
+// no account here.
+func (g *Gateway) Reload(c Config) error {
+	next, err := compileRules(c)
+	if err != nil {
+		return err
+	}
+	g.guard.rules.Store(next)
+	g.warn(next)
+	g.mu.Lock()
+	slots := make([]*slot, 0, len(g.slots))
+	ids := make([]string, 0, len(g.clients))
+	for _, s := range g.slots {
+		slots = append(slots, s)
+	}
+	for id := range g.clients {
+		ids = append(ids, id)
+	}
+	g.mu.Unlock()
+	for _, s := range slots {
+		s.enforce()
+	}
+	for _, id := range ids {
+		g.enforceClients(id)
+	}
+	return nil
+}
+
+// warn says which exemptions open what is not public.
+func (g *Gateway) warn(r *rules) {
+	for _, e := range r.exempt {
+		if !r.refused.public(e.cidr.Addr()) {
+			g.log.Warn("egress exemption of an address that is not public", "host", e.host.name, "cidr", e.cidr.String())
+		}
+	}
+}
+
+// SafetyList returns the ranges that no network reaches whatever its policy
+// says, without the machine's own addresses and subnets, which come on top.
+func SafetyList() []netip.Prefix { return notPublic() }

@@ -1,0 +1,117 @@
+package egress
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// Suspend takes a network's namespaces and connections away and keeps its
+// policy, its table of names and its records, for a sandbox that hibernates:
+// nothing may run in the namespaces any more. Suspending a suspended network is
+// no error, nor is one that an earlier server left or that an earlier Suspend
+// left half done. ErrNotFound if there is no network with this id.
+func (g *Gateway) Suspend(ctx context.Context, id string) error {
+	unlock, err := g.lock(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	home, err := g.dir.open(id)
+	if err != nil {
+		return err
+	}
+	if s := g.live(id); s != nil {
+		s.close()
+		g.mu.Lock()
+		delete(g.slots, id)
+		g.idle[id] = s.state.Load().asleep()
+		g.mu.Unlock()
+	}
+	return stepError("releasing network namespaces", home.release())
+}
+
+// Resume gives a suspended network new namespaces with the same addresses, its
+// kept policy and table of names, and returns the path of the one for the
+// sandbox to run in. A network that this Gateway serves already is left as it
+// is. What an earlier server left of the namespaces is removed, so nothing may
+// run in them. After an error the network stays suspended. ErrNotFound if there
+// is no network with this id.
+func (g *Gateway) Resume(ctx context.Context, id string) (netnsPath string, err error) {
+	unlock, err := g.lock(ctx, id)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	home, err := g.dir.open(id)
+	if err != nil {
+		return "", err
+	}
+	if g.live(id) != nil {
+		return home.runtime(), nil
+	}
+	if err := home.release(); err != nil {
+		return "", stepError("releasing network namespaces", err)
+	}
+	s, err := g.resume(home)
+	if err != nil {
+		return "", errors.Join(fmt.Errorf("network %s stays closed: %w", id, err), home.release())
+	}
+	if err := g.keep(id, s); err != nil {
+		s.close()
+		return "", errors.Join(err, home.release())
+	}
+	return home.runtime(), nil
+}
+
+// resume loads what was kept and serves it on a fresh slot.
+func (g *Gateway) resume(home home) (*slot, error) {
+	st, err := home.load()
+	if err != nil {
+		return nil, err
+	}
+	g.inherit(st)
+	sp, err := g.take()
+	if err != nil {
+		st.names.close()
+		return nil, err
+	}
+	defer sp.pair.close() // from here on the mounts hold the namespaces
+	if err := home.hold(sp.pair); err != nil {
+		st.names.close()
+		sp.slot.close()
+		return nil, err
+	}
+	if err := sp.slot.install(st); err != nil {
+		sp.slot.close()
+		return nil, err
+	}
+	return sp.slot, nil
+}
+
+// asleep is the state without what only a slot needs.
+func (st *state) asleep() *state {
+	next := *st
+	next.names = nil
+	return &next
+}
+
+// inherit gives a state the records that were made about its network before it
+// had a slot.
+func (g *Gateway) inherit(st *state) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if old := g.idle[st.id]; old != nil {
+		st.journal = old.journal
+	}
+}
+
+// current is the state of a network of this process, served or idle, or nil.
+func (g *Gateway) current(id string) *state {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if s := g.slots[id]; s != nil {
+		return s.state.Load()
+	}
+	return g.idle[id]
+}

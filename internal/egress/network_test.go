@@ -2,6 +2,8 @@ package egress
 
 import (
 	"bytes"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -216,25 +218,78 @@ func frame(src, dst string, etherType []byte) []byte {
 	udp[0], udp[1], udp[3] = 0x9c, 0x40, 53
 	udp[4], udp[5] = 0, byte(8+len(q)) // no checksum, which IPv4 allows
 	udp = append(udp, q...)
-	ip := make([]byte, 20)
-	ip[0], ip[3], ip[8], ip[9] = 0x45, byte(20+len(udp)), 64, 17
-	s, d := netip.MustParseAddr(src).As4(), netip.MustParseAddr(dst).As4()
-	copy(ip[12:], s[:])
-	copy(ip[16:], d[:])
-	sum := uint32(0)
-	for i := 0; i < 20; i += 2 {
-		sum += uint32(ip[i])<<8 | uint32(ip[i+1])
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	ip[10], ip[11] = byte(^sum>>8), byte(^sum)
 	var out []byte
 	out = append(out, gatewayMAC()...)
 	out = append(out, sandboxMAC()...)
 	out = append(out, etherType...)
-	out = append(out, ip...)
-	return append(out, udp...)
+	return append(out, ipPacket(netip.MustParseAddr(src), netip.MustParseAddr(dst), 17, udp)...)
+}
+
+// synFrame is an Ethernet frame with the first packet of a TCP connection.
+func synFrame(to netip.Addr, from, port uint16) []byte {
+	src := netip.MustParseAddr(sandboxAddress)
+	syn := make([]byte, 20)
+	binary.BigEndian.PutUint16(syn, from)
+	binary.BigEndian.PutUint16(syn[2:], port)
+	syn[12], syn[13], syn[14] = 5<<4, 2, 0xff
+	pseudo := append(append(src.AsSlice(), to.AsSlice()...), 0, 6, 0, byte(len(syn)))
+	binary.BigEndian.PutUint16(syn[16:], checksum(append(pseudo, syn...)))
+	out := append(append([]byte{}, gatewayMAC()...), sandboxMAC()...)
+	return append(append(out, 8, 0), ipPacket(src, to, 6, syn)...)
+}
+
+func ipPacket(src, dst netip.Addr, protocol byte, payload []byte) []byte {
+	ip := make([]byte, 20, 20+len(payload))
+	ip[0], ip[3], ip[8], ip[9] = 0x45, byte(20+len(payload)), 64, protocol
+	copy(ip[12:], src.AsSlice())
+	copy(ip[16:], dst.AsSlice())
+	binary.BigEndian.PutUint16(ip[10:], checksum(ip))
+	return append(ip, payload...)
+}
+
+// checksum is that of IPv4 and TCP, over an even number of bytes.
+func checksum(b []byte) uint16 {
+	sum := uint32(0)
+	for i := 0; i < len(b); i += 2 {
+		sum += uint32(b[i])<<8 | uint32(b[i+1])
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	return ^uint16(sum)
+}
+
+// rawLink opens a packet socket on the sandbox's link, in whose namespace the
+// calling thread is.
+func rawLink() (fd int, at *unix.SockaddrLinklayer, err error) {
+	proto := uint16(unix.ETH_P_IP)
+	if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(proto<<8|proto>>8)); err != nil {
+		return -1, nil, err
+	}
+	link, err := netlink.LinkByName(sandboxLink)
+	if err == nil {
+		at = &unix.SockaddrLinklayer{Ifindex: link.Attrs().Index, Protocol: proto<<8 | proto>>8}
+		err = unix.Bind(fd, at)
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return -1, nil, err
+	}
+	return fd, at, nil
+}
+
+// rawSender sends frames as a sandbox with raw sockets could.
+func rawSender() (send func([]byte) error, done func(), err error) {
+	fd, at, err := rawLink()
+	if err != nil {
+		return nil, nil, err
+	}
+	return func(f []byte) error {
+		if err := unix.Sendto(fd, f, 0, at); err != nil && !errors.Is(err, unix.ENOBUFS) {
+			return err
+		}
+		return nil
+	}, func() { _ = unix.Close(fd) }, nil
 }
 
 // E026, E027, E031: what raw frames can do.
@@ -245,20 +300,11 @@ func TestPacketSockets(t *testing.T) {
 	exchange := func(f []byte) bool {
 		got := false
 		err := b.in(func() error {
-			proto := uint16(unix.ETH_P_IP)
-			fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(proto<<8|proto>>8))
+			fd, at, err := rawLink()
 			if err != nil {
 				return err
 			}
 			defer unix.Close(fd)
-			link, err := netlink.LinkByName(sandboxLink)
-			if err != nil {
-				return err
-			}
-			at := &unix.SockaddrLinklayer{Ifindex: link.Attrs().Index, Protocol: proto<<8 | proto>>8}
-			if err := unix.Bind(fd, at); err != nil {
-				return err
-			}
 			if err := unix.Sendto(fd, f, 0, at); err != nil {
 				return err
 			}

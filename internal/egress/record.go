@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 // Verdict is the outcome of a decision.
@@ -101,18 +103,31 @@ func (g *Gateway) record(st *state, r Record) *Record {
 	r.WorkspaceID, r.SessionID, r.EnvironmentID = st.meta.WorkspaceID, st.meta.SessionID, st.meta.EnvironmentID
 	r.Generation, r.Verdict = st.generation, r.Reason.verdict()
 	kept, fresh := st.journal.add(r)
-	level := slog.LevelDebug
-	if r.Verdict != VerdictAllowed {
-		level = slog.LevelInfo
-	}
 	if fresh {
-		g.log.Log(context.Background(), level, "egress", "session", st.id, "verdict", string(r.Verdict), "reason", string(r.Reason),
-			"host", r.Host, "claimed_host", r.ClaimedHost, "dest", r.DestAddress, "port", r.DestPort, "protocol", r.Protocol, "rule", r.Rule)
+		g.logRecord(st, r)
 	}
 	if f := g.config.OnDecision; f != nil {
 		f(r)
 	}
 	return kept
+}
+
+// logRecord writes the line about a new record: allowed ones for debugging,
+// others for the operator, and of those only so many.
+func (g *Gateway) logRecord(st *state, r Record) {
+	level, more := slog.LevelDebug, []any(nil)
+	if r.Verdict != VerdictAllowed {
+		level = slog.LevelInfo
+		skipped, ok := st.journal.line()
+		if !ok {
+			return
+		}
+		if skipped > 0 {
+			more = []any{"left_out", skipped}
+		}
+	}
+	g.log.Log(context.Background(), level, "egress", append([]any{"session", st.id, "verdict", string(r.Verdict), "reason", string(r.Reason),
+		"host", r.Host, "claimed_host", r.ClaimedHost, "dest", r.DestAddress, "port", r.DestPort, "protocol", r.Protocol, "rule", r.Rule}, more...)...)
 }
 
 // Filter selects records.
@@ -130,6 +145,10 @@ const (
 	ringRefused  = 500
 	collapseTime = 10 * time.Second
 	collapseKeys = 256
+	// Records are bounded, and so has to be what a sandbox can write to the
+	// host's disk through the log.
+	logBurst = 500
+	logRate  = 10 // lines a second
 )
 
 // journal keeps the last records of one session. Refusals have a ring of their
@@ -140,6 +159,24 @@ type journal struct {
 	rest    []*Record  // oldest first, at most ringAll
 	refused []*Record  // oldest first, at most ringRefused
 	recent  map[collapseKey]*Record
+	lines   *rate.Limiter // nil: none yet
+	skipped int           // lines left out since the last one
+}
+
+// line tells whether a refusal gets a line in the log, and how many did not
+// since the last that got one.
+func (j *journal) line() (skipped int, ok bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.lines == nil {
+		j.lines = rate.NewLimiter(logRate, logBurst)
+	}
+	if !j.lines.Allow() {
+		j.skipped++
+		return 0, false
+	}
+	skipped, j.skipped = j.skipped, 0
+	return skipped, true
 }
 
 type collapseKey struct {

@@ -192,9 +192,10 @@ const (
 	RetryTerminal  = "terminal"
 )
 
-// UpdatedFields belong to session.updated: what changed, whole.
+// UpdatedFields belong to session.updated: what changed, whole. Metadata that
+// were cleared are absent.
 type UpdatedFields struct {
-	Title    *string           `json:"title,omitempty"`
+	Title    Opt[string]       `json:"title,omitzero"`
 	Metadata map[string]string `json:"metadata,omitempty"`
 	Agent    *SessionAgent     `json:"agent,omitempty"`
 }

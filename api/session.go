@@ -55,9 +55,18 @@ type SessionStats struct {
 
 // SessionUsage counts a session's tokens.
 type SessionUsage struct {
-	InputTokens          *int `json:"input_tokens,omitempty"`
-	OutputTokens         *int `json:"output_tokens,omitempty"`
-	CacheReadInputTokens *int `json:"cache_read_input_tokens,omitempty"`
+	InputTokens          *int           `json:"input_tokens,omitempty"`
+	OutputTokens         *int           `json:"output_tokens,omitempty"`
+	CacheReadInputTokens *int           `json:"cache_read_input_tokens,omitempty"`
+	CacheCreation        *CacheCreation `json:"cache_creation,omitempty"`
+	ActiveSeconds        *float64       `json:"active_seconds,omitempty"`
+}
+
+// CacheCreation counts the tokens written to the prompt cache, by how long
+// they are kept there.
+type CacheCreation struct {
+	Ephemeral1hInputTokens *int `json:"ephemeral_1h_input_tokens,omitempty"`
+	Ephemeral5mInputTokens *int `json:"ephemeral_5m_input_tokens,omitempty"`
 }
 
 // SessionCreate is the body of a create.

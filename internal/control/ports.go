@@ -141,12 +141,15 @@ type AgentStore interface {
 // SessionStore keeps sessions.
 type SessionStore interface {
 	// CreateSession answers ErrNoRecord when the environment is gone and
-	// ErrStale when it is archived, checked in the same transaction.
-	CreateSession(ctx context.Context, rec SessionRecord) error
+	// ErrStale when it is archived, checked in the same transaction, in which
+	// initial becomes the session's queue.
+	CreateSession(ctx context.Context, rec SessionRecord, initial ...EventRecord) error
 	Session(ctx context.Context, workspace, id string) (SessionRecord, error)
 	UpdateSession(ctx context.Context, workspace, id string, change func(*SessionRecord) (altered bool, err error)) (SessionRecord, error)
 	ListSessions(ctx context.Context, workspace string, filter SessionFilter, page Page) ([]SessionRecord, bool, error)
-	DeleteSession(ctx context.Context, workspace, id string) error
+	// DeleteSession removes a session with its events, if check agrees to what
+	// it is in the same transaction; check's error is returned as it is.
+	DeleteSession(ctx context.Context, workspace, id string, check func(SessionRecord) error) error
 	// LiveSessions calls each for every session of every workspace that is not
 	// archived, in no order, for reconciliation.
 	LiveSessions(ctx context.Context, each func(SessionRecord) error) error
@@ -182,4 +185,5 @@ type Store interface {
 	SessionStore
 	KeyStore
 	BuildStore
+	EventStore
 }

@@ -18,6 +18,11 @@ type Config struct {
 	// Runtime gives sessions their sandboxes. Nil refuses what needs one
 	// (for tests of the resources alone).
 	Runtime Runtime
+	// Turns are the sessions' logs; nil means that the Service has them to itself.
+	Turns *Turns
+	// Loop runs the agents of the sessions. Nil refuses events that would start
+	// work, for then nobody would do it.
+	Loop Loop
 }
 
 // TemplateNames is what the resource rules need to know of templates.
@@ -49,15 +54,20 @@ type Service struct {
 	now       func() time.Time
 	templates TemplateNames
 	runtime   Runtime
+	turns     *Turns
+	loop      Loop
 	ids       ids
 	extra     atomic.Pointer[extraKey] // set by EnsureDefault
 }
 
 // New makes a Service.
 func New(cfg Config) *Service {
-	s := &Service{store: cfg.Store, log: cfg.Logger, now: cfg.Now, templates: cfg.Templates, runtime: cfg.Runtime}
+	s := &Service{store: cfg.Store, log: cfg.Logger, now: cfg.Now, templates: cfg.Templates, runtime: cfg.Runtime, turns: cfg.Turns, loop: cfg.Loop}
 	if s.now == nil {
 		s.now = time.Now
+	}
+	if s.turns == nil {
+		s.turns = NewTurns(cfg.Store, s.now)
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)

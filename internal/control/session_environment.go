@@ -1,7 +1,6 @@
 package control
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/url"
 	"strconv"
@@ -85,30 +84,5 @@ func checkServersReachable(environment string, n api.Networking, servers []api.M
 				environment, server.Name, n.AllowMCPServers)
 		}
 	}
-	return nil
-}
-
-// sessionDocument is what a record holds beside its columns.
-type sessionDocument struct {
-	Title       *string           `json:"title"`
-	Metadata    map[string]string `json:"metadata"`
-	Agent       api.SessionAgent  `json:"agent"`
-	Environment api.CloudConfig   `json:"environment"`
-}
-
-func readSession(rec SessionRecord) (sessionDocument, error) {
-	var d sessionDocument
-	if err := json.Unmarshal(rec.Document, &d); err != nil {
-		return d, fmt.Errorf("reading the document of %s: %w", rec.ID, err)
-	}
-	return d, nil
-}
-
-func (d sessionDocument) set(rec *SessionRecord) error {
-	text, err := json.Marshal(d)
-	if err != nil {
-		return fmt.Errorf("writing a session's document: %w", err)
-	}
-	rec.Document = text
 	return nil
 }

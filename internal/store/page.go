@@ -47,13 +47,16 @@ func (l *list) where(cond string, args ...any) {
 }
 
 // between adds limits of the creation time; zero ones do not limit.
-func (l *list) between(gt, gte, lt, lte time.Time) {
+func (l *list) between(gt, gte, lt, lte time.Time) { l.within("created_at", gt, gte, lt, lte) }
+
+// within adds limits of a time.
+func (l *list) within(column string, gt, gte, lt, lte time.Time) {
 	for _, b := range []struct {
 		op string
 		at time.Time
 	}{{">", gt}, {">=", gte}, {"<", lt}, {"<=", lte}} {
 		if !b.at.IsZero() {
-			l.where("created_at "+b.op+" $%d", micros(b.at))
+			l.where(column+" "+b.op+" $%d", micros(b.at))
 		}
 	}
 }

@@ -25,7 +25,7 @@ func session(ctx context.Context, s *statements, workspace, id string) (control.
 
 // CreateSession implements [control.SessionStore]. An id that is taken is
 // ErrDuplicate.
-func (s *Store) CreateSession(ctx context.Context, rec control.SessionRecord) error {
+func (s *Store) CreateSession(ctx context.Context, rec control.SessionRecord, initial ...control.EventRecord) error {
 	err := s.writes.write(ctx, func(tx *statements) error {
 		ctx := context.Background()
 		env, err := environment(ctx, tx, rec.Workspace, rec.Environment)
@@ -40,7 +40,11 @@ func (s *Store) CreateSession(ctx context.Context, rec control.SessionRecord) er
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`,
 			rec.ID, rec.Workspace, rec.Environment, rec.Agent, rec.AgentVersion, rec.Status, string(rec.Document),
 			micros(rec.CreatedAt), micros(rec.UpdatedAt), optional(rec.ArchivedAt))
-		return amend(err, control.ErrNoRecord)
+		if err != nil {
+			return amend(err, control.ErrNoRecord)
+		}
+		_, err = enqueue(ctx, tx, rec.ID, initial)
+		return err
 	})
 	return wrap("storing session", err)
 }
@@ -68,13 +72,18 @@ func (s *Store) UpdateSession(ctx context.Context, workspace, id string, change 
 			refused = err
 			return old, err
 		}
-		return one(ctx, tx, scanSession, `UPDATE sessions
+		return putSession(ctx, tx, workspace, id, rec)
+	})
+	return rec, wrapUnless(refused, "updating session", err)
+}
+
+// putSession writes what may change of a session, and reads it back.
+func putSession(ctx context.Context, tx *statements, workspace, id string, rec control.SessionRecord) (control.SessionRecord, error) {
+	return one(ctx, tx, scanSession, `UPDATE sessions
 SET agent_id = $3, agent_version = $4, status = $5, document = $6, updated_at = $7, archived_at = $8
 WHERE id = $1 AND workspace_id = $2
 RETURNING id, workspace_id, environment_id, agent_id, agent_version, status, document, created_at, updated_at, archived_at`,
-			id, workspace, rec.Agent, rec.AgentVersion, rec.Status, string(rec.Document), micros(rec.UpdatedAt), optional(rec.ArchivedAt))
-	})
-	return rec, wrapUnless(refused, "updating session", err)
+		id, workspace, rec.Agent, rec.AgentVersion, rec.Status, string(rec.Document), micros(rec.UpdatedAt), optional(rec.ArchivedAt))
 }
 
 // ListSessions implements [control.SessionStore]. Agent, archived and times are
@@ -104,15 +113,21 @@ func (s *Store) ListSessions(ctx context.Context, workspace string, filter contr
 }
 
 // DeleteSession implements [control.SessionStore].
-func (s *Store) DeleteSession(ctx context.Context, workspace, id string) error {
+func (s *Store) DeleteSession(ctx context.Context, workspace, id string, check func(control.SessionRecord) error) error {
+	var refused error
 	err := s.writes.write(ctx, func(tx *statements) error {
-		n, err := tx.exec(context.Background(), `DELETE FROM sessions WHERE id = $1 AND workspace_id = $2`, id, workspace)
-		if err == nil && n == 0 {
-			return control.ErrNoRecord
+		ctx := context.Background()
+		rec, err := session(ctx, tx, workspace, id)
+		if err != nil {
+			return err
 		}
+		if refused = check(rec); refused != nil {
+			return refused
+		}
+		_, err = tx.exec(ctx, `DELETE FROM sessions WHERE id = $1 AND workspace_id = $2`, id, workspace)
 		return err
 	})
-	return wrap("deleting session", err)
+	return wrapUnless(refused, "deleting session", err)
 }
 
 // batch is how many rows are held in memory where all are visited.
@@ -122,10 +137,15 @@ const batch = 200
 // nothing is held open meanwhile. A session that is created or archived during
 // the walk may or may not be seen.
 func (s *Store) LiveSessions(ctx context.Context, each func(control.SessionRecord) error) error {
+	return s.walkSessions(ctx, `archived_at IS NULL`, each)
+}
+
+// walkSessions visits the sessions that a condition holds for, in batches.
+func (s *Store) walkSessions(ctx context.Context, cond string, each func(control.SessionRecord) error) error {
 	for last := ""; ; {
-		recs, err := many(ctx, s.read, scanSession, selectSessions+` WHERE archived_at IS NULL AND id > $1 ORDER BY id LIMIT $2`, last, batch)
+		recs, err := many(ctx, s.read, scanSession, selectSessions+` WHERE `+cond+` AND id > $1 ORDER BY id LIMIT $2`, last, batch)
 		if err != nil {
-			return wrap("reading live sessions", err)
+			return wrap("reading sessions", err)
 		}
 		for _, rec := range recs {
 			if err := each(rec); err != nil {

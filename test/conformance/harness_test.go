@@ -189,7 +189,7 @@ func (s *server) seed(withSession bool) {
 		id := s.post("/v1/sessions", fmt.Sprintf(`{"agent":%q,"environment_id":%q}`, fixtureAgent, fixtureEnv))
 		session, err := s.store.Session(ctx, fixtureSpace, id)
 		s.ok(err)
-		s.ok(s.store.DeleteSession(ctx, fixtureSpace, id))
+		s.ok(s.store.DeleteSession(ctx, fixtureSpace, id, func(control.SessionRecord) error { return nil }))
 		session.ID = fixtureSession
 		s.ok(s.store.CreateSession(ctx, session))
 	}

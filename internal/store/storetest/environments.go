@@ -92,7 +92,7 @@ func environmentDeletion(t *testing.T, f *fixture) {
 	})
 	f.ok(err)
 	f.fails(f.DeleteEnvironment(f.ctx, "w1", e.ID), control.ErrInUse)
-	f.ok(f.DeleteSession(f.ctx, "w1", s.ID))
+	f.ok(f.DeleteSession(f.ctx, "w1", s.ID, anyway))
 	f.ok(f.DeleteEnvironment(f.ctx, "w1", e.ID))
 	f.fails(f.DeleteEnvironment(f.ctx, "w1", e.ID), control.ErrNoRecord)
 	_, err = f.Build(f.ctx, e.ID)

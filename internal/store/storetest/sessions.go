@@ -37,9 +37,9 @@ func sessions(t *testing.T, f *fixture) {
 	elsewhere.Environment = e.ID
 	f.fails(f.CreateSession(f.ctx, elsewhere), control.ErrStale)
 
-	f.fails(f.DeleteSession(f.ctx, "w2", want.ID), control.ErrNoRecord)
-	f.ok(f.DeleteSession(f.ctx, "w1", want.ID))
-	f.fails(f.DeleteSession(f.ctx, "w1", want.ID), control.ErrNoRecord)
+	f.fails(f.DeleteSession(f.ctx, "w2", want.ID, anyway), control.ErrNoRecord)
+	f.ok(f.DeleteSession(f.ctx, "w1", want.ID, anyway))
+	f.fails(f.DeleteSession(f.ctx, "w1", want.ID, anyway), control.ErrNoRecord)
 }
 
 func sessionLists(t *testing.T, f *fixture) {
@@ -115,7 +115,7 @@ func liveSessions(t *testing.T, f *fixture) {
 	f.same(got, want)
 	// The walk may be used to change what it walks over.
 	f.ok(f.LiveSessions(f.ctx, func(r control.SessionRecord) error {
-		return f.DeleteSession(f.ctx, r.Workspace, r.ID)
+		return f.DeleteSession(f.ctx, r.Workspace, r.ID, anyway)
 	}))
 	f.same(each(f, f.LiveSessions), []control.SessionRecord{})
 }

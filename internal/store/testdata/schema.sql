@@ -37,6 +37,18 @@ CREATE TABLE environments (
 CREATE INDEX environments_list ON environments (workspace_id, created_at, id);
 CREATE INDEX environments_list_live ON environments (workspace_id, created_at, id) WHERE archived_at IS NULL;
 CREATE UNIQUE INDEX environments_name ON environments (workspace_id, name) WHERE archived_at IS NULL;
+CREATE TABLE events (
+  session_id   TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
+  seq          INTEGER NOT NULL CHECK (seq >= 1),
+  id           TEXT NOT NULL UNIQUE CHECK (id <> ''),
+  type         TEXT NOT NULL CHECK (type <> ''),
+  place        INTEGER NOT NULL CHECK (place >= 0),
+  fields       TEXT NOT NULL CHECK (json_valid(fields)),
+  private      TEXT CHECK (json_valid(private)),
+  created_at   INTEGER NOT NULL,
+  processed_at INTEGER NOT NULL,
+  PRIMARY KEY (session_id, seq)
+) STRICT;
 CREATE TABLE keys (
   id           TEXT PRIMARY KEY NOT NULL CHECK (id <> ''),
   workspace_id TEXT NOT NULL REFERENCES workspaces (id),
@@ -53,6 +65,15 @@ CREATE TABLE migrations (
   name       TEXT PRIMARY KEY NOT NULL,
   applied_at INTEGER NOT NULL
 ) STRICT;
+CREATE TABLE queued_events (
+  place      INTEGER PRIMARY KEY AUTOINCREMENT,
+  session_id TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
+  id         TEXT NOT NULL UNIQUE CHECK (id <> ''),
+  type       TEXT NOT NULL CHECK (type <> ''),
+  fields     TEXT NOT NULL CHECK (json_valid(fields)),
+  created_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX queued_events_session ON queued_events (session_id, place);
 CREATE TABLE sessions (
   id             TEXT PRIMARY KEY NOT NULL CHECK (id <> ''),
   workspace_id   TEXT NOT NULL REFERENCES workspaces (id),
@@ -70,6 +91,7 @@ CREATE INDEX sessions_environment ON sessions (environment_id, archived_at);
 CREATE INDEX sessions_list ON sessions (workspace_id, created_at, id);
 CREATE INDEX sessions_list_live ON sessions (workspace_id, created_at, id) WHERE archived_at IS NULL;
 CREATE INDEX sessions_live ON sessions (id) WHERE archived_at IS NULL;
+CREATE TABLE sqlite_sequence(name,seq);
 CREATE TABLE workspaces (
   id         TEXT PRIMARY KEY NOT NULL CHECK (id <> ''),
   name       TEXT NOT NULL UNIQUE CHECK (name <> ''),

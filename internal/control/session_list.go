@@ -1,0 +1,86 @@
+package control
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/atoll-run/atoll/api"
+)
+
+// SessionQuery asks for a page of sessions.
+type SessionQuery struct {
+	Limit                                        api.Opt[int] // 1–1000, 20 when absent
+	Page                                         string
+	Order                                        string // asc or desc; empty is desc
+	IncludeArchived                              bool
+	Agent                                        string
+	AgentVersion                                 api.Opt[int]
+	Deployment, MemoryStore                      string // no session has one: a value matches nothing
+	Statuses                                     []string
+	CreatedGT, CreatedGTE, CreatedLT, CreatedLTE time.Time
+}
+
+func (q SessionQuery) filter() (SessionFilter, error) {
+	f := SessionFilter{
+		Agent: q.Agent, AgentVersion: q.AgentVersion.Or(0), Statuses: q.Statuses, IncludeArchived: q.IncludeArchived,
+		CreatedGT: q.CreatedGT, CreatedGTE: q.CreatedGTE, CreatedLT: q.CreatedLT, CreatedLTE: q.CreatedLTE,
+	}
+	if err := checkVersion("agent_version", q.AgentVersion); err != nil {
+		return f, err
+	}
+	if q.AgentVersion.Set && q.Agent == "" {
+		return f, badField("agent_version", "agent_id is required with it")
+	}
+	if q.Order != "" && q.Order != "asc" && q.Order != "desc" {
+		return f, badField("order", "Input should be 'asc' or 'desc'")
+	}
+	known := []string{api.SessionRescheduling, api.SessionRunning, api.SessionIdle, api.SessionTerminated}
+	for i, status := range q.Statuses {
+		if !slices.Contains(known, status) {
+			return f, Faultf(Invalid, "statuses[%d]: Input should be 'rescheduling', 'running', 'idle' or 'terminated'", i)
+		}
+	}
+	f.Statuses = slices.Compact(slices.Sorted(slices.Values(q.Statuses)))
+	return f, nil
+}
+
+// ListSessions lists sessions by their time of creation, in both directions.
+func (s *Service) ListSessions(ctx context.Context, caller Caller, q SessionQuery) (api.PagedList[api.Session], error) {
+	list := api.PagedList[api.Session]{Data: []api.Session{}}
+	limit, err := pageLimit(q.Limit, 1000)
+	if err != nil {
+		return list, err
+	}
+	filter, err := q.filter()
+	if err != nil {
+		return list, err
+	}
+	scope := cursorScope("sessions", caller, []any{filter, q.Order == "asc", q.Deployment, q.MemoryStore})
+	from, err := readCursor(q.Page, scope)
+	if err != nil || q.Deployment != "" || q.MemoryStore != "" {
+		return list, err
+	}
+	recs, more, err := s.store.ListSessions(ctx, caller.Workspace, filter, from.page(limit, q.Order == "asc"))
+	if err != nil {
+		return list, err
+	}
+	for _, rec := range recs {
+		reply, err := s.sessionReply(rec)
+		if err != nil {
+			return list, err
+		}
+		list.Data = append(list.Data, reply)
+	}
+	if len(recs) == 0 {
+		return list, nil
+	}
+	top, bottom := recs[0], recs[len(recs)-1]
+	if more && !from.Back || from.Back {
+		list.NextPage = at(scope, bottom.CreatedAt, bottom.ID, false)
+	}
+	if more && from.Back || from.ID != "" && !from.Back {
+		list.PrevPage = at(scope, top.CreatedAt, top.ID, true)
+	}
+	return list, nil
+}

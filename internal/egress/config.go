@@ -53,6 +53,10 @@ type Limits struct {
 	Resolve           time.Duration // of a name on the host; default 5 s
 	Connect           time.Duration // to all addresses of a name; default 10 s
 	Idle              time.Duration // of a connection on which nothing moves; default 15 min
+	UDPFlows          int           // pairs of a port and a destination; default 256
+	UDPIdle           time.Duration // of a flow that was answered; default 60 s
+	UDPUnanswered     time.Duration // of a flow that was not yet; default 10 s
+	UDPRate           int           // bytes per second of all flows that are not answered; default 1,250,000
 }
 
 func (l Limits) withDefaults() Limits {
@@ -67,6 +71,10 @@ func (l Limits) withDefaults() Limits {
 		Resolve:           orDefault(l.Resolve, 5*time.Second),
 		Connect:           orDefault(l.Connect, 10*time.Second),
 		Idle:              orDefault(l.Idle, 15*time.Minute),
+		UDPFlows:          orDefault(l.UDPFlows, 256),
+		UDPIdle:           orDefault(l.UDPIdle, time.Minute),
+		UDPUnanswered:     orDefault(l.UDPUnanswered, 10*time.Second),
+		UDPRate:           orDefault(l.UDPRate, 1_250_000),
 	}
 }
 

@@ -4,22 +4,22 @@
 // Each session gets two network namespaces joined by a veth pair. The sandbox
 // runs in the runtime namespace, whose only neighbour is the gateway
 // namespace. The gateway namespace has no uplink and no route: nothing is
-// filtered on the way out, because there is no way out. Two things answer the
-// sandbox there, both sockets of this process: a DNS stub that hands out
-// synthetic addresses and never asks anybody, and a TCP gateway that maps the
-// address back to the name, checks that the protocol speaks to that name, and
-// connects from the host through a dial guard that refuses every address that
-// is not public. Rules, policy and names live outside the sandbox's reach.
+// filtered on the way out, because there is no way out. Three things answer the
+// sandbox there, all sockets of this process: a DNS stub that hands out
+// synthetic addresses, a TCP gateway that maps the address back to the name,
+// checks that the protocol speaks to that name, and connects from the host
+// through a dial guard that refuses every address that is not public, and a
+// relay of UDP that does the same under mode unrestricted and refuses all else.
+// Rules, policy and names live outside the sandbox's reach.
 //
 // Failure model: closed. A rule that cannot be installed, a table that cannot
 // be read, a server that is down, a rule set that was flushed: in each case the
 // sandbox has no network. It never has an unchecked one.
 //
-// Not offered: UDP other than DNS is answered with port-unreachable in every
-// mode (so QUIC falls back to TCP at once, and NTP does not work, in mode
-// unrestricted too); ICMP and IPv6 are not relayed, but a host that has IPv6
-// addresses only is reached by name if this machine has IPv6. In mode
-// unrestricted the stub answers address questions only (no MX, SRV or TXT).
+// Not offered: ICMP and IPv6 are not relayed, but a host that has IPv6
+// addresses only is reached by name if this machine has IPv6. UDP is answered
+// with port-unreachable in every mode but unrestricted, so that QUIC falls back
+// to TCP at once.
 //
 // The package knows nothing of sandbox engines or of stores, and changes
 // nothing of the host's own network: no rule, no setting, no listening port.

@@ -10,6 +10,9 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // Gateway makes the networks of sandboxes and serves them. It is safe for
@@ -21,6 +24,7 @@ type Gateway struct {
 	dir    directory
 	host   *hostNets
 
+	buffers datagrams
 	pool    chan *spare
 	stop    context.CancelFunc
 	filling sync.WaitGroup
@@ -255,7 +259,17 @@ func (g *Gateway) reopen(home home) (*slot, error) {
 	defer p.close()
 	// The rules were there all the time. Installing them again, in one step,
 	// makes sure that they are this version's.
-	err = stepError("installing nf_tables rules", inNamespace(p.gateway, func() error { return installRules(g.config.Limits, true) }))
+	err = inNamespace(p.gateway, func() error {
+		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return stepError("opening netlink in gateway namespace", err)
+		}
+		defer h.Close()
+		if err := errors.Join(setSysctls(gatewaySysctls()), routeToRelay(h)); err != nil {
+			return stepError("setting up gateway namespace", err)
+		}
+		return stepError("installing nf_tables rules", installRules(g.config.Limits, true))
+	})
 	if err != nil {
 		st.names.close()
 		return nil, err

@@ -210,17 +210,22 @@ func (g *guard) dialAny(ctx context.Context, host Host, addrs []netip.Addr, port
 	return nil, &DialError{ReasonConnectFailed, last}
 }
 
+// control is called with the address of each attempt just before connect.
+func (g *guard) control(host Host) func(context.Context, string, string, syscall.RawConn) error {
+	return func(_ context.Context, _, address string, _ syscall.RawConn) error {
+		at, err := netip.ParseAddrPort(address)
+		if err != nil {
+			return &DialError{ReasonAddressNotPublic, err}
+		}
+		return g.check(host, at.Addr(), at.Port())
+	}
+}
+
 func (g *guard) dialOne(ctx context.Context, host Host, addr netip.Addr, port uint16, timeout time.Duration) (*net.TCPConn, error) {
 	d := net.Dialer{
-		Timeout:   timeout,
-		KeepAlive: 30 * time.Second,
-		ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
-			at, err := netip.ParseAddrPort(address)
-			if err != nil {
-				return &DialError{ReasonAddressNotPublic, err}
-			}
-			return g.check(host, at.Addr(), at.Port())
-		},
+		Timeout:        timeout,
+		KeepAlive:      30 * time.Second,
+		ControlContext: g.control(host),
 	}
 	conn, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(addr, port).String())
 	if err != nil {

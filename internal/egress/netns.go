@@ -113,7 +113,8 @@ func noIPv6() []sysctl {
 // gatewaySysctls are set by hand because a new namespace takes its IPv4
 // settings from the host's, whatever they are.
 func gatewaySysctls() []sysctl {
-	out := []sysctl{{"ipv4/ip_forward", "0"}}
+	// The kernel would say port-unreachable once a second only.
+	out := []sysctl{{"ipv4/ip_forward", "0"}, {"ipv4/icmp_ratelimit", "0"}}
 	for _, of := range []string{"all", "default"} {
 		for _, s := range []sysctl{
 			{"route_localnet", "0"}, {"accept_redirects", "0"}, {"send_redirects", "0"},
@@ -166,11 +167,37 @@ func setUpGateway(runtimeNS netns.NsHandle) error {
 	if err != nil {
 		return stepError("setting up gateway link", err)
 	}
+	if err := routeToRelay(h); err != nil {
+		return stepError("setting up policy route to the relay", err)
+	}
 	// A fixed neighbour: nothing the sandbox says in ARP changes where answers go.
 	return stepError("setting up gateway link", h.NeighSet(&netlink.Neigh{
 		LinkIndex: link.Attrs().Index, State: netlink.NUD_PERMANENT,
 		IP: net.ParseIP(sandboxAddress), HardwareAddr: sandboxMAC(),
 	}))
+}
+
+// routeToRelay makes whatever has the relay's mark local, wherever it was sent.
+// It may be repeated.
+func routeToRelay(h *netlink.Handle) error {
+	const table = 100
+	lo, err := h.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	err = h.RouteReplace(&netlink.Route{
+		LinkIndex: lo.Attrs().Index, Table: table, Type: unix.RTN_LOCAL, Scope: unix.RT_SCOPE_HOST,
+		Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)},
+	})
+	if err != nil {
+		return err
+	}
+	rule := netlink.NewRule()
+	rule.Mark, rule.Table, rule.Family, rule.Priority = relayMark, table, netlink.FAMILY_V4, table
+	if err := h.RuleAdd(rule); !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	return nil
 }
 
 // setUpRuntime runs in the runtime namespace.

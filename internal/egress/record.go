@@ -40,6 +40,7 @@ const (
 	ReasonHostMismatch       Reason = "host_mismatch"
 	ReasonAddressNotPublic   Reason = "address_not_public"
 	ReasonBlocklisted        Reason = "blocklisted"
+	ReasonUDPNotAllowed      Reason = "udp_not_allowed"
 	ReasonResolveFailed      Reason = "resolve_failed"
 	ReasonConnectFailed      Reason = "connect_failed"
 	ReasonConnectionLimit    Reason = "connection_limit"
@@ -79,7 +80,7 @@ type Record struct {
 	DestAddress   string  `json:"dest_address,omitempty"` // as the sandbox addressed it
 	DestPort      int     `json:"dest_port,omitempty"`
 	DialedAddress string  `json:"dialed_address,omitempty"`
-	Protocol      string  `json:"protocol"` // tls, http, tcp, dns
+	Protocol      string  `json:"protocol"` // tls, http, tcp, udp, dns
 	Verdict       Verdict `json:"verdict"`
 	Reason        Reason  `json:"reason"`
 	Rule          string  `json:"rule,omitempty"`

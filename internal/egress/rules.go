@@ -33,7 +33,7 @@ func installRules(limits Limits, replace bool) error {
 			r.ingress()
 		case nftables.TableFamilyIPv4:
 			r.redirect()
-			r.refuseUDP()
+			r.captureUDP()
 			r.localOnly(limits)
 		case nftables.TableFamilyIPv6:
 			// IPv6 is disabled and dropped at ingress; this is the third lock.
@@ -51,7 +51,7 @@ type ruleset struct {
 // chain adds a base chain with policy drop; NAT chains cannot drop.
 func (r ruleset) chain(name string, hook *nftables.ChainHook, prio *nftables.ChainPriority, kind nftables.ChainType, device string) *nftables.Chain {
 	policy := nftables.ChainPolicyDrop
-	if kind == nftables.ChainTypeNAT || hook == nftables.ChainHookPrerouting && prio == nftables.ChainPriorityMangle {
+	if kind == nftables.ChainTypeNAT || prio == nftables.ChainPriorityMangle || r.table.Family == nftables.TableFamilyIPv4 && prio == nftables.ChainPriorityRaw {
 		policy = nftables.ChainPolicyAccept
 	}
 	return r.conn.AddChain(&nftables.Chain{
@@ -86,15 +86,68 @@ func (r ruleset) redirect() {
 	r.rule(c, protocol(unix.IPPROTO_TCP), redirectTo(gatewayPort))
 }
 
-// refuseUDP answers all other UDP at once, so that QUIC falls back to TCP
-// without a time-out. It comes after connection tracking: an answer to an
-// untracked packet would die at the output policy.
-func (r ruleset) refuseUDP() {
+const (
+	relayMark = 0x61 // of datagrams on their way to the relay; the policy route knows it
+	replyMark = 0x62 // of what the relay sends to the sandbox
+
+	relayChain = "relay"
+)
+
+// captureUDP brings all other UDP to the relay's socket, address and port as
+// they were, and answers what does not get there with port-unreachable at once.
+// It is not tracked: a flood of datagrams takes no memory of the kernel's, and
+// an answer that comes late is an answer.
+func (r ruleset) captureUDP() {
+	raw := r.chain("untracked", nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, nftables.ChainTypeFilter, "")
+	r.rule(raw, protocol(unix.IPPROTO_UDP), portIsNot(dnsPort), []expr.Any{&expr.Notrack{}})
+	out := r.chain("untracked-out", nftables.ChainHookOutput, nftables.ChainPriorityRaw, nftables.ChainTypeFilter, "")
+	r.rule(out, mark(replyMark), []expr.Any{&expr.Notrack{}})
+
+	relay := r.conn.AddChain(&nftables.Chain{Name: relayChain, Table: r.table})
 	c := r.chain("udp", nftables.ChainHookPrerouting, nftables.ChainPriorityMangle, nftables.ChainTypeFilter, "")
+	r.rule(c, protocol(unix.IPPROTO_UDP), portIsNot(dnsPort), []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: relayChain}})
 	r.rule(c, protocol(unix.IPPROTO_UDP), portIsNot(dnsPort), reject(unix.NFT_REJECT_ICMP_UNREACH, icmpPortUnreachable))
+	r.relayAt(relay, refusedDatagrams)
 }
 
-// localOnly accepts the two services and what answers them.
+const (
+	refusedDatagrams = 100    // per second, brought to the process so that it records them; the kernel refuses the rest alone
+	relayedDatagrams = 50_000 // per second, from one sandbox
+)
+
+// relayAt delivers at most so many datagrams a second to the relay's socket.
+// Without the socket nothing is delivered, and the next rule refuses.
+func (r ruleset) relayAt(c *nftables.Chain, perSecond uint64) {
+	r.rule(c, protocol(unix.IPPROTO_UDP),
+		[]expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: perSecond, Burst: uint32(perSecond), Unit: expr.LimitTimeSecond}},
+		[]expr.Any{
+			&expr.Immediate{Register: 1, Data: binaryutil.NativeEndian.PutUint32(relayMark)},
+			&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: 1},
+			&expr.Immediate{Register: 1, Data: binaryutil.BigEndian.PutUint16(relayPort)},
+			&expr.TProxy{Family: unix.NFPROTO_IPV4, TableFamily: unix.NFPROTO_IPV4, RegPort: 1},
+		},
+		verdictOf(expr.VerdictAccept))
+}
+
+// setRelay changes how much gets to the relay, in the gateway namespace in which
+// the calling thread is.
+func setRelay(all bool) error {
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	t := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: tableName}
+	relay := &nftables.Chain{Name: relayChain, Table: t}
+	c.FlushChain(relay)
+	perSecond := uint64(refusedDatagrams)
+	if all {
+		perSecond = relayedDatagrams
+	}
+	ruleset{c, t}.relayAt(relay, perSecond)
+	return c.Flush()
+}
+
+// localOnly accepts the services and what answers them.
 func (r ruleset) localOnly(limits Limits) {
 	// The process counts too, and says in a record what it refuses; the kernel's
 	// count is the wall behind it and stands a little farther out.
@@ -108,6 +161,7 @@ func (r ruleset) localOnly(limits Limits) {
 	// Each question from a new port takes an entry of connection tracking for
 	// half a minute, whose memory is the host's.
 	questions := uint64(2*limits.DNSRate) + 1
+	r.rule(in, protocol(unix.IPPROTO_UDP), mark(relayMark), verdictOf(expr.VerdictAccept))
 	r.rule(in, protocol(unix.IPPROTO_UDP), ctState(expr.CtStateBitNEW),
 		[]expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: questions, Burst: uint32(questions), Unit: expr.LimitTimeSecond, Over: true}},
 		verdictOf(expr.VerdictDrop))
@@ -115,6 +169,9 @@ func (r ruleset) localOnly(limits Limits) {
 	r.chain("forward", nftables.ChainHookForward, nftables.ChainPriorityFilter, nftables.ChainTypeFilter, "")
 	out := r.chain("output", nftables.ChainHookOutput, nftables.ChainPriorityFilter, nftables.ChainTypeFilter, "")
 	r.rule(out, ctState(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), verdictOf(expr.VerdictAccept))
+	r.rule(out, mark(replyMark), verdictOf(expr.VerdictAccept))
+	// The kernel's answers to datagrams that are not tracked.
+	r.rule(out, protocol(unix.IPPROTO_ICMP), icmpUnreachable(), verdictOf(expr.VerdictAccept))
 }
 
 const icmpPortUnreachable = 3
@@ -135,6 +192,15 @@ func port() expr.Any {
 
 func destPort(p uint16) []expr.Any {
 	return []expr.Any{port(), equals(binaryutil.BigEndian.PutUint16(p))}
+}
+
+func mark(m uint32) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyMARK, Register: 1}, equals(binaryutil.NativeEndian.PutUint32(m))}
+}
+
+// icmpUnreachable matches type 3, destination unreachable.
+func icmpUnreachable() []expr.Any {
+	return []expr.Any{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1}, equals([]byte{3})}
 }
 
 func portIsNot(p uint16) []expr.Any {

@@ -5,12 +5,15 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"os"
 	"runtime/debug"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 )
 
@@ -31,21 +34,27 @@ type slot struct {
 	gateway *Gateway
 	state   atomic.Pointer[state]
 
+	ns       netns.NsHandle // the gateway namespace, for more sockets there
 	tcp      *net.TCPListener
 	dns      *net.TCPListener
-	udp      *net.UDPConn
+	udp      *net.UDPConn // DNS
+	relay    *net.UDPConn // all other UDP
+	icmp     *os.File     // a raw socket
 	server   *http.Server
 	gate     *gate
 	connRate *rate.Limiter
 	dnsRate  *rate.Limiter
+	udpRate  *rate.Limiter   // bytes of flows that are not answered
 	ctx      context.Context // ends when the slot is closed
 	cancel   context.CancelFunc
 	running  sync.WaitGroup
+	relays   bool // the rules let all UDP through to the relay; install's
 
-	mu    sync.Mutex // guards what follows
-	flows map[*flow]bool
-	dnsUp int // DNS connections that are open
-	shut  bool
+	mu       sync.Mutex // guards what follows
+	flows    map[*flow]bool
+	udpFlows map[udpKey]*udpFlow
+	dnsUp    int // DNS connections that are open
+	shut     bool
 }
 
 // newSlot opens the sockets in the gateway namespace and serves them.
@@ -55,22 +64,31 @@ func (g *Gateway) newSlot(p *pair) (*slot, error) {
 		gateway:  g,
 		connRate: rate.NewLimiter(rate.Limit(l.ConnectionRate), int(2*l.ConnectionRate)+1),
 		dnsRate:  rate.NewLimiter(rate.Limit(l.DNSRate), int(l.DNSRate)+1),
+		udpRate:  rate.NewLimiter(rate.Limit(l.UDPRate), max(l.UDPRate/4, maxDatagram)),
 		flows:    map[*flow]bool{},
+		udpFlows: map[udpKey]*udpFlow{},
 	}
+	ns, err := unix.FcntlInt(uintptr(p.gateway), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, stepError("holding gateway namespace", err)
+	}
+	s.ns = netns.NsHandle(ns)
 	if err := inNamespace(p.gateway, s.listen); err != nil {
+		_ = s.ns.Close() // releases the descriptor whatever it returns
 		return nil, stepError("listening in gateway namespace", err)
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.gate = &gate{conns: make(chan net.Conn), closed: make(chan struct{}), addr: s.tcp.Addr()}
 	s.server = s.newHTTPServer()
 	s.running.Go(s.serveDNS)
+	s.running.Go(s.serveRelay)
 	s.running.Go(func() { s.accept(s.tcp, s.admit) })
 	s.running.Go(func() { s.accept(s.dns, s.admitDNS) })
 	s.running.Go(func() { _ = s.server.Serve(s.gate) }) // ends with the gate
 	return s, nil
 }
 
-// listen opens the three sockets. They belong to the namespace of the calling
+// listen opens the sockets. They belong to the namespace of the calling
 // thread for ever, and are used from any thread.
 func (s *slot) listen() (err error) {
 	defer func() {
@@ -93,8 +111,10 @@ func (s *slot) listen() (err error) {
 	if s.dns, err = open(dnsPort); err != nil {
 		return err
 	}
-	s.udp, err = net.ListenUDP("udp4", &net.UDPAddr{IP: net.ParseIP(gatewayAddress), Port: dnsPort})
-	return err
+	if s.udp, err = net.ListenUDP("udp4", &net.UDPAddr{IP: net.ParseIP(gatewayAddress), Port: dnsPort}); err != nil {
+		return err
+	}
+	return s.listenRelay()
 }
 
 func (s *slot) closeSockets() {
@@ -107,6 +127,12 @@ func (s *slot) closeSockets() {
 	}
 	if s.udp != nil {
 		_ = s.udp.Close()
+	}
+	if s.relay != nil {
+		_ = s.relay.Close()
+	}
+	if s.icmp != nil {
+		_ = s.icmp.Close()
 	}
 }
 
@@ -218,8 +244,11 @@ func (s *slot) close() {
 		return
 	}
 	s.shut = true
-	flows := make([]*flow, 0, len(s.flows))
+	flows := make([]interface{ end(Reason) }, 0, len(s.flows)+len(s.udpFlows))
 	for f := range s.flows {
+		flows = append(flows, f)
+	}
+	for _, f := range s.udpFlows {
 		flows = append(flows, f)
 	}
 	s.mu.Unlock()
@@ -231,16 +260,25 @@ func (s *slot) close() {
 	close(s.gate.closed)
 	_ = s.server.Close()
 	s.running.Wait()
+	_ = s.ns.Close() // releases the descriptor whatever it returns
 	if st := s.state.Load(); st != nil {
 		st.names.close()
 	}
 }
 
 // install makes a new state the slot's, and ends the flows it does not allow.
+// After an error the old state stands. The caller lets nobody else install.
 func (s *slot) install(st *state) error {
-	s.mu.Lock()
+	if relays := st.policy.Mode() == ModeUnrestricted; relays != s.relays {
+		// Whatever the rules let through is decided by the state, so that it does
+		// not matter which of the two changes first.
+		err := inNamespace(s.ns, func() error { return setRelay(relays) })
+		if err != nil {
+			return stepError("changing nf_tables rules", err)
+		}
+		s.relays = relays
+	}
 	s.state.Store(st)
-	s.mu.Unlock()
 	s.enforce()
 	return nil
 }
@@ -253,8 +291,13 @@ func (s *slot) enforce() {
 		return
 	}
 	s.mu.Lock()
-	var stale []*flow
+	var stale []interface{ end(Reason) }
 	for f := range s.flows {
+		if !f.allowed(st) {
+			stale = append(stale, f)
+		}
+	}
+	for _, f := range s.udpFlows {
 		if !f.allowed(st) {
 			stale = append(stale, f)
 		}

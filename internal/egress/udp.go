@@ -252,20 +252,20 @@ func portUnreachable(key udpKey) []byte {
 		source, target := from.As4(), to.As4()
 		copy(h[12:], source[:])
 		copy(h[16:], target[:])
-		sum := checksum(h)
+		sum := inetChecksum(h)
 		h[10], h[11] = byte(sum>>8), byte(sum)
 		return h
 	}
 	sandbox, dest := netip.MustParseAddr(sandboxAddress), key.dest
 	message := append([]byte{3, icmpPortUnreachable, 0, 0, 0, 0, 0, 0}, ip(unix.IPPROTO_UDP, header+8, sandbox, dest.Addr())...)
 	message = append(message, byte(key.port>>8), byte(key.port), byte(dest.Port()>>8), byte(dest.Port()), 0, 8, 0, 0)
-	sum := checksum(message)
+	sum := inetChecksum(message)
 	message[2], message[3] = byte(sum>>8), byte(sum)
 	return append(ip(unix.IPPROTO_ICMP, header+len(message), dest.Addr(), sandbox), message...)
 }
 
-// checksum is the Internet's.
-func checksum(b []byte) uint16 {
+// inetChecksum is the Internet's.
+func inetChecksum(b []byte) uint16 {
 	sum := uint32(0)
 	for i := 0; i+1 < len(b); i += 2 {
 		sum += uint32(b[i])<<8 | uint32(b[i+1])

@@ -298,7 +298,7 @@ func FuzzUDP(f *testing.F) {
 			}
 		}
 		p := portUnreachable(key)
-		if checksum(p[:20]) != 0 || checksum(p[20:]) != 0 || len(p) != 56 {
+		if inetChecksum(p[:20]) != 0 || inetChecksum(p[20:]) != 0 || len(p) != 56 {
 			t.Fatalf("message about %v is damaged: %x", key, p)
 		}
 		if _, ok := originalUDP(in); ok && len(in) < unix.SizeofCmsghdr {

@@ -223,6 +223,10 @@ func (f *flow) pass(protocol string, h hello) {
 		sent, received = splice(f.client, up, f.slot.gateway.config.Limits.Idle)
 		stop()
 		sent += int64(len(h.raw))
+		// Both directions have ended, or a reset was passed on. What the client
+		// has not read yet goes on to it; the reset at the flow's end would take
+		// it away.
+		_ = f.client.Close()
 	}
 	f.st.journal.finish(r, sent, received)
 }

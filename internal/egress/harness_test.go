@@ -172,7 +172,7 @@ func certificate(t testing.TB) (tls.Certificate, *x509.CertPool) {
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		DNSNames: []string{"example.com", "*.example.com", "*.example.org", "example.org"}, IsCA: true, BasicConstraintsValid: true,
+		DNSNames: []string{"example.com", "*.example.com", "*.w.example.com", "*.example.org", "example.org"}, IsCA: true, BasicConstraintsValid: true,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {

@@ -3,6 +3,7 @@ package egress
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -290,4 +291,45 @@ func TestE123BrokenUpstream(t *testing.T) {
 		}
 	}
 	b.wantReason(ReasonOK)
+}
+
+// Whoever waits for a connection to leave the gate resets what is left of it,
+// so it has to be closed by then: a reset takes answers along that the client
+// has not read yet.
+func TestGateCloses(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	server, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &gateConn{TCPConn: server.(*net.TCPConn), done: make(chan struct{})}
+	descriptor, err := c.TCPConn.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Closing waits for whoever uses the descriptor.
+	using, release := make(chan struct{}), make(chan struct{})
+	go func() { _ = descriptor.Control(func(uintptr) { close(using); <-release }) }()
+	<-using
+	closed := make(chan struct{})
+	go func() { defer close(closed); _ = c.Close() }()
+	eventually(t, "the connection to begin closing", func() bool { return errors.Is(c.TCPConn.SetNoDelay(true), net.ErrClosed) })
+	select {
+	case <-c.done:
+		t.Error("told before it is closed")
+	default:
+	}
+	close(release)
+	<-closed
+	<-c.done
 }

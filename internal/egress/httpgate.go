@@ -61,10 +61,12 @@ func (c *gateConn) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// Close ends the flow's stay in the gate.
+// Close ends the flow's stay in the gate. Closed first and told second: who
+// waits for done resets what is still open, with what it has not sent yet.
 func (c *gateConn) Close() error {
+	err := c.TCPConn.Close()
 	c.once.Do(func() { close(c.done) })
-	return c.TCPConn.Close()
+	return err
 }
 
 // gate hands connections to a slot's HTTP server.

@@ -291,6 +291,31 @@ func TestE091HalfClose(t *testing.T) {
 	}
 	eventually(t, "byte counts", func() bool { r := b.record(); return r.BytesUp == 8 && r.BytesDown == 6 })
 
+	// The server has sent all and is gone; the client, who reads slowly, gets
+	// every byte of it, and then an end that is no reset.
+	client = b.to("raw.example.com", port).(*net.TCPConn)
+	server = <-conns
+	if err := client.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, server); err != nil {
+		t.Fatal(err)
+	}
+	const much = 256 << 10 // what buffers hold while nobody reads
+	if _, err := server.Write(make([]byte, much)); err != nil {
+		t.Fatal(err)
+	}
+	_ = server.Close()
+	eventually(t, "the gateway to be done", func() bool {
+		s := b.g.live(b.id)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return len(s.flows) == 0
+	})
+	if n, err := io.Copy(io.Discard, client); err != nil || n != much {
+		t.Errorf("%d of %d bytes, %v", n, much, err)
+	}
+
 	client = b.to("raw.example.com", port).(*net.TCPConn)
 	server = <-conns
 	reset(server)

@@ -77,7 +77,7 @@ type State string
 // The states of a sandbox.
 const (
 	StateRunning State = "running" // accepts Exec
-	StateStopped State = "stopped" // its processes ended; Destroy or Tree are what is left
+	StateStopped State = "stopped" // its processes ended; Destroy, Tree and Checkpointer.Revive are what is left
 )
 
 // Info describes a sandbox that exists.
@@ -86,6 +86,10 @@ type Info struct {
 	State     State
 	Labels    map[string]string
 	CreatedAt time.Time
+	// Files is true while the sandbox's files are there: always, but for a
+	// stopped one that a restart of the machine took them from or that never
+	// came to run. Such a one can only be destroyed.
+	Files bool
 }
 
 // Usage is what a sandbox uses at one moment.
@@ -148,7 +152,8 @@ type Engine interface {
 	// A disk that a stopped sandbox with the same id left is not reused:
 	// ErrExists. ErrCapacity when the host has no room.
 	Create(ctx context.Context, spec Spec) error
-	// Exec starts a program in its own process group.
+	// Exec starts a program in its own process group. ErrHibernated, here and for
+	// Files, when a Checkpointer has put the sandbox aside.
 	Exec(ctx context.Context, id string, cmd Command) (Process, error)
 	// Inspect describes one sandbox.
 	Inspect(ctx context.Context, id string) (Info, error)

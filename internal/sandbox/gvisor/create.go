@@ -14,7 +14,9 @@ import (
 	"strings"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/runsc/config"
 	"gvisor.dev/gvisor/runsc/container"
 
 	"github.com/atoll-run/atoll/internal/sandbox"
@@ -131,7 +133,8 @@ func (e *Engine) room() error {
 // caller destroys what there is.
 func (e *Engine) build(ctx context.Context, p place, s sandbox.Spec) error {
 	clock := newStopwatch()
-	m := meta{Labels: s.Labels, CreatedAt: time.Now().UTC(), Env: s.Env, Dir: s.Dir, Network: s.NetNS != ""}
+	m := meta{Labels: s.Labels, CreatedAt: time.Now().UTC(), Env: s.Env, Dir: s.Dir, Network: s.NetNS != "",
+		Limits: s.Limits, Boot: e.boot}
 	if err := writeJSON(p.meta(), m); err != nil {
 		return err
 	}
@@ -167,7 +170,7 @@ func (e *Engine) build(ctx context.Context, p place, s sandbox.Spec) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := e.start(p, s, m, clock); err != nil {
+	if err := e.start(s.ID, p, ociSpec(p, s, e.guest.Name()), m, clock); err != nil {
 		return err
 	}
 	e.log.DebugContext(ctx, "sandbox created", "sandbox", s.ID, clock.attr())
@@ -197,30 +200,19 @@ func fill(root string, s sandbox.Spec) error {
 	return place.write(tmpMark, nil, 0o600)
 }
 
-// start runs gVisor with the guest in it and limits its processes.
-func (e *Engine) start(p place, s sandbox.Spec, m meta, clock *stopwatch) error {
-	conf, err := e.gvisorConfig(p, m.Network)
-	if err != nil {
-		return err
-	}
-	spec := ociSpec(p, s)
-	if err := writeJSON(filepath.Join(p.bundle(), "config.json"), spec); err != nil {
-		return err
-	}
+// start runs gVisor with the guest in it, for the first time or anew.
+func (e *Engine) start(id string, p place, spec *specs.Spec, m meta, clock *stopwatch) error {
 	ready, theirs, err := pipe(true)
 	if err != nil {
 		return err
 	}
 	defer ready.Close()
-	c, err := container.New(conf, container.Args{
-		ID: containerID, Spec: spec, BundleDir: p.bundle(), ExecFile: e.guest, PassFiles: map[int]*os.File{3: theirs},
-	})
+	c, conf, err := e.launch(p, spec, m, theirs)
 	_ = theirs.Close()
 	if err != nil {
-		return fmt.Errorf("starting gvisor: %w", err)
+		return err
 	}
 	clock.lap("gvisor_new")
-	e.reaper.add(c.GoferPid.Load(), c.Sandbox.Getpid())
 	if err := c.Start(conf); err != nil {
 		return fmt.Errorf("starting gvisor: %w", err)
 	}
@@ -232,8 +224,30 @@ func (e *Engine) start(p place, s sandbox.Spec, m meta, clock *stopwatch) error 
 	if err := os.WriteFile(p.ready(), nil, 0o600); err != nil {
 		return err
 	}
-	e.keep(s.ID, &box{meta: m, conf: conf, sandbox: c.Sandbox})
+	e.keep(id, &box{meta: m, conf: conf, sandbox: c.Sandbox})
 	return nil
+}
+
+// launch starts gVisor's processes for a sandbox; the kernel in them waits to be
+// told what to run. ready, if process 1 is new, is where it reports.
+func (e *Engine) launch(p place, spec *specs.Spec, m meta, ready *os.File) (*container.Container, *config.Config, error) {
+	conf, err := e.gvisorConfig(p, m.Network)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := writeJSON(p.spec(), spec); err != nil {
+		return nil, nil, err
+	}
+	args := container.Args{ID: containerID, Spec: spec, BundleDir: p.bundle()}
+	if ready != nil {
+		args.PassFiles = map[int]*os.File{3: ready}
+	}
+	c, err := container.New(conf, args)
+	if err != nil {
+		return nil, nil, fmt.Errorf("starting gvisor: %w", err)
+	}
+	e.reaper.add(c.GoferPid.Load(), c.Sandbox.Getpid())
+	return c, conf, nil
 }
 
 // awaitGuest reads the guest's word that it has set the limits inside. The

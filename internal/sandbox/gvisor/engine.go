@@ -7,7 +7,8 @@
 // executes it anew: see [MaybeRun]. None of these is bound to the life of the
 // server. When the server dies, sandboxes run on, and an engine that opens the
 // same directory lists them and can use them at once; what a server left half
-// made is listed as stopped and waits for Destroy. The engine keeps no truth in
+// made is listed as stopped and waits for Destroy. A sandbox that is put aside
+// keeps its directory and mounts and has neither cgroup nor processes. The engine keeps no truth in
 // memory but what it can read again.
 package gvisor
 
@@ -22,6 +23,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -61,6 +63,7 @@ type Engine struct {
 	disks   disks
 	guest   *os.File // the guest program; sandboxes execute this descriptor
 	reaper  *reaper
+	boot    string // id of the machine's present boot
 
 	mu    sync.Mutex
 	locks map[string]*idLock // sandbox id → who changes it; present while in use
@@ -68,12 +71,14 @@ type Engine struct {
 }
 
 var (
-	_ sandbox.Engine = (*Engine)(nil)
-	_ sandbox.Files  = (*Engine)(nil)
+	_ sandbox.Checkpointer = (*Engine)(nil)
+	_ sandbox.Files        = (*Engine)(nil)
 )
 
 // New opens the engine on its directory, which it makes if needed. It needs
-// root. Sandboxes that are there already are left as they are.
+// root. Sandboxes that are there already are left as they are, but for those that
+// a killed engine was just putting aside or bringing back: that is finished or
+// undone. One engine at a time may be open on a directory.
 func New(config Config) (*Engine, error) {
 	if config.Dir == "" {
 		return nil, errors.New("opening sandbox engine: no directory given")
@@ -127,12 +132,20 @@ func New(config Config) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening sandbox engine: %w", err)
 	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("opening sandbox engine: %w", err), guest.Close())
+	}
 	gvlog.SetTarget(discardLog) // gVisor's library would write to standard error
-	return &Engine{
-		config: config, log: config.Logger, cgroups: cg, guest: guest, reaper: newReaper(),
+	e := &Engine{
+		config: config, log: config.Logger, cgroups: cg, guest: guest, reaper: newReaper(), boot: strings.TrimSpace(string(boot)),
 		disks: disks{dir: filepath.Join(config.Dir, "blank")},
 		locks: map[string]*idLock{}, boxes: map[string]*box{},
-	}, nil
+	}
+	if err := e.recover(); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening sandbox engine: %w", err), e.Close())
+	}
+	return e, nil
 }
 
 // checkStatic refuses a program that needs a dynamic loader: gVisor executes it

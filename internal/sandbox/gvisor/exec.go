@@ -55,7 +55,10 @@ func (e *Engine) exec(ctx context.Context, id string, b *box, args *control.Exec
 	}
 	args.ContainerID = containerID
 	args.Capabilities = execCapabilities()
-	proc := &process{engine: e, id: id, box: b, done: make(chan struct{})}
+	if !b.users.enter() {
+		return nil, sandbox.ErrHibernated
+	}
+	proc := &process{engine: e, id: id, box: b, done: make(chan struct{}), released: make(chan struct{})}
 	var theirs []*os.File
 	var err error
 	if cmd.TTY != nil {
@@ -66,17 +69,24 @@ func (e *Engine) exec(ctx context.Context, id string, b *box, args *control.Exec
 	}
 	defer closeAll(theirs)
 	if err != nil {
+		b.users.leave()
 		return nil, err
 	}
 	args.FilePayload = control.NewFilePayload(map[int]*os.File{0: theirs[0], 1: theirs[1], 2: theirs[2]}, execFile)
 	proc.pid, err = b.sandbox.Execute(b.conf, args)
 	if err != nil {
 		proc.abandon()
+		b.users.leave()
 		return nil, e.execError(id, args.Argv[0], err)
 	}
 	closeAll(theirs)
 	proc.copyAll(cmd)
-	go proc.await()
+	proc.holds.Go(proc.await)
+	go func() {
+		proc.holds.Wait()
+		b.users.leave()
+		close(proc.released)
+	}()
 	if ctx.Err() != nil { // the caller has left and will not know of it
 		_ = proc.Signal(context.WithoutCancel(ctx), int(unix.SIGKILL))
 		return nil, ctx.Err()
@@ -137,6 +147,9 @@ type process struct {
 	done chan struct{} // closed when the program ended and its output is delivered
 	exit sandbox.Exit  // valid when done
 	err  error         // valid when done
+
+	holds    sync.WaitGroup // the program, and each output that something still holds open
+	released chan struct{}  // closed when none is left: it no longer keeps the sandbox from hibernating
 }
 
 // await waits for the program's end, then for its output.

@@ -56,8 +56,22 @@ func (e *Engine) gvisorConfig(p place, network bool) (*config.Config, error) {
 	return conf, nil
 }
 
+// guestPath is where process 1 sees its own program: a read-only mount, because a
+// descriptor of the host would not survive a checkpoint.
+const guestPath = "/dev/atoll-guest"
+
+// useGuest makes the guest program of a file of the host the one that process 1
+// runs.
+func useGuest(s *specs.Spec, program string) {
+	for i := range s.Mounts {
+		if s.Mounts[i].Destination == guestPath {
+			s.Mounts[i].Source = program
+		}
+	}
+}
+
 // ociSpec describes the sandbox to gVisor. Its one process is the guest.
-func ociSpec(p place, s sandbox.Spec) *specs.Spec {
+func ociSpec(p place, s sandbox.Spec, guest string) *specs.Spec {
 	namespaces := []specs.LinuxNamespace{
 		{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
 	}
@@ -72,7 +86,7 @@ func ociSpec(p place, s sandbox.Spec) *specs.Spec {
 		Hostname: s.Hostname,
 		Root:     &specs.Root{Path: p.root()},
 		Process: &specs.Process{
-			Args: []string{"atoll-guest", "init", strconv.Itoa(s.Limits.Processes + guestThreads), strconv.FormatInt(s.Limits.MemoryBytes, 10)},
+			Args: []string{guestPath, "init", strconv.Itoa(s.Limits.Processes + guestThreads), strconv.FormatInt(s.Limits.MemoryBytes, 10)},
 			Env:  []string{defaultPath, "GOMAXPROCS=1"},
 			Cwd:  "/",
 			Capabilities: &specs.LinuxCapabilities{
@@ -84,6 +98,7 @@ func ociSpec(p place, s sandbox.Spec) *specs.Spec {
 			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs"},
 			{Destination: "/dev/pts", Type: "devpts", Source: "devpts"},
 			{Destination: "/dev/shm", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "nodev", "mode=1777", shm}},
+			{Destination: guestPath, Type: "bind", Source: guest, Options: []string{"bind", "ro", "nosuid", "nodev"}},
 			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
 		},
 		Linux: &specs.Linux{Namespaces: namespaces},

@@ -35,6 +35,8 @@ type meta struct {
 	Env       []string          `json:"env,omitempty"`
 	Dir       string            `json:"dir"`
 	Network   bool              `json:"network,omitempty"`
+	Limits    sandbox.Limits    `json:"limits,omitzero"`
+	Boot      string            `json:"boot,omitempty"` // the boot of the machine that it lives in
 }
 
 // box is a running sandbox that this engine has opened.
@@ -42,6 +44,7 @@ type box struct {
 	meta    meta
 	conf    *config.Config
 	sandbox *gvsandbox.Sandbox
+	users   users
 }
 
 // place is where things of a sandbox are.
@@ -57,17 +60,21 @@ func (p place) image() string    { return filepath.Join(p.dir, "disk.ext4") }
 func (p place) disk() string     { return filepath.Join(p.dir, "disk") }
 func (p place) upper() string    { return filepath.Join(p.dir, "disk", "upper") }
 func (p place) work() string     { return filepath.Join(p.dir, "disk", "work") }
+func (p place) spec() string     { return filepath.Join(p.dir, "bundle", "config.json") }
 func (p place) root() string     { return filepath.Join(p.dir, "root") }
 func (p place) bundle() string   { return filepath.Join(p.dir, "bundle") }
 func (p place) panicLog() string { return filepath.Join(p.dir, "panic.log") }
 func (p place) socket() string   { return filepath.Join(p.run, "runsc-"+containerID+".sock") }
 
-// alive reports whether the sandbox accepts commands: it was made completely
-// and its kernel listens. No process id is involved, so none can be mistaken.
+// alive reports whether the sandbox accepts commands: it was made completely, is
+// not put aside or just being started anew, and its kernel listens. No process
+// id is involved, so none can be mistaken.
 func (p place) alive() bool {
-	if _, err := os.Stat(p.ready()); err != nil {
-		return false
-	}
+	return exists(p.ready()) && !p.hibernated() && p.step() != stepReviving && p.listens()
+}
+
+// listens reports whether the kernel of a sandbox is there, whatever it does.
+func (p place) listens() bool {
 	conn, err := net.DialTimeout("unix", p.socket(), time.Second)
 	if err != nil {
 		return false
@@ -119,8 +126,13 @@ func (e *Engine) inspect(id string) (sandbox.Info, error) {
 	if m, err := p.readMeta(); err == nil { // absent in what a killed server left half made
 		info.Labels, info.CreatedAt = m.Labels, m.CreatedAt
 	}
-	if p.alive() {
-		info.State = sandbox.StateRunning
+	switch {
+	case p.alive():
+		info.State, info.Files = sandbox.StateRunning, true
+	case p.hibernated() && e.hasFiles(p):
+		info.State, info.Files = sandbox.StateHibernated, true
+	default:
+		info.Files = e.hasFiles(p)
 	}
 	return info, nil
 }
@@ -164,7 +176,7 @@ func (e *Engine) open(id string) (*box, error) {
 		return nil, sandbox.ErrNotFound
 	}
 	if !p.alive() {
-		return nil, sandbox.ErrNotRunning
+		return nil, p.whyNot()
 	}
 	m, err := p.readMeta()
 	if err != nil {
@@ -174,6 +186,15 @@ func (e *Engine) open(id string) (*box, error) {
 	if err != nil {
 		return nil, err
 	}
+	sb, err := p.load()
+	if err != nil {
+		return nil, err
+	}
+	return e.keepOpened(id, p, &box{meta: m, conf: conf, sandbox: sb})
+}
+
+// load reads what gVisor keeps of a sandbox.
+func (p place) load() (*gvsandbox.Sandbox, error) {
 	full := container.FullID{SandboxID: containerID, ContainerID: containerID}
 	c, err := container.Load(p.run, full, container.LoadOpts{Exact: true, SkipCheck: true})
 	if err != nil {
@@ -182,8 +203,21 @@ func (e *Engine) open(id string) (*box, error) {
 	if c.Sandbox == nil {
 		return nil, sandbox.ErrNotRunning
 	}
-	b = &box{meta: m, conf: conf, sandbox: c.Sandbox}
-	e.keep(id, b)
+	return c.Sandbox, nil
+}
+
+// keepOpened keeps a box unless another was quicker, or the sandbox was put
+// aside meanwhile: whoever does that makes it so before he forgets the box.
+func (e *Engine) keepOpened(id string, p place, b *box) (*box, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if other := e.boxes[id]; other != nil {
+		return other, nil
+	}
+	if p.hibernated() {
+		return nil, sandbox.ErrHibernated
+	}
+	e.boxes[id] = b
 	return b, nil
 }
 
@@ -210,7 +244,7 @@ func (e *Engine) gone(id string) error {
 	if _, err := os.Stat(p.dir); errors.Is(err, fs.ErrNotExist) {
 		return sandbox.ErrNotFound
 	}
-	return sandbox.ErrNotRunning
+	return p.whyNot()
 }
 
 // dyingTime is how long a sandbox that broke off a call may take to be gone.
@@ -248,7 +282,7 @@ func (e *Engine) Usage(_ context.Context, id string) (sandbox.Usage, error) {
 	}
 	b, err := e.open(id)
 	if err != nil {
-		return usage, nil //nolint:nilerr // a stopped sandbox has no processes
+		return usage, nil //nolint:nilerr // a stopped or hibernated sandbox has no processes
 	}
 	count, err := b.sandbox.CgroupsReadControlFile(control.CgroupControlFile{Controller: "pids", Path: "/" + containerID, Name: "pids.current"})
 	if err != nil {

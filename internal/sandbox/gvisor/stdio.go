@@ -109,7 +109,7 @@ func (p *process) abandon() {
 // copyAll starts the copying in both directions.
 func (p *process) copyAll(cmd sandbox.Command) {
 	for _, out := range p.outputs {
-		go out.run()
+		p.holds.Go(out.run)
 	}
 	switch {
 	case p.terminal != nil && cmd.Stdin != nil:

@@ -82,7 +82,7 @@ func testLifeCycle(t *testing.T, s *suite) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := sandbox.Info{ID: id, State: sandbox.StateRunning, Labels: map[string]string{"session": "x", "odd": "a=b\n"}, CreatedAt: info.CreatedAt}
+	want := sandbox.Info{ID: id, State: sandbox.StateRunning, Files: true, Labels: map[string]string{"session": "x", "odd": "a=b\n"}, CreatedAt: info.CreatedAt}
 	if diff := cmp.Diff(want, info); diff != "" || info.CreatedAt.Before(start.Add(-time.Second)) || info.CreatedAt.After(time.Now()) {
 		t.Error(diff, info.CreatedAt)
 	}

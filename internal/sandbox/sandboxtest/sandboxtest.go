@@ -26,7 +26,8 @@ type Engine interface {
 // file system, lowest first. It closes the engine when the test ends.
 type Make func(t *testing.T) (engine Engine, layers []string)
 
-// Run tests every promise of the contract.
+// Run tests every promise of the contract; that of [sandbox.Checkpointer] for an
+// engine that is one.
 func Run(t *testing.T, open Make) {
 	NeedRoot(t)
 	engine, layers := open(t)
@@ -37,7 +38,8 @@ func Run(t *testing.T, open Make) {
 		"Concurrent": testConcurrent, "Isolation": testIsolation, "Memory": testMemory, "Processes": testProcesses, "Disk": testDisk,
 		"Files": testFiles, "HostilePaths": testHostilePaths, "Tar": testTar, "TarHostile": testTarHostile,
 		"Tree": testTree, "Spec": testSpec, "LifeCycle": testLifeCycle, "Cancelled": testCancelled, "Usage": testUsage,
-		"Privileges": testPrivileges,
+		"Privileges": testPrivileges, "Hibernate": testHibernate, "Hibernated": testHibernated, "HibernateBusy": testHibernateBusy,
+		"Revive": testRevive,
 	} {
 		t.Run(name, func(t *testing.T) { t.Parallel(); test(t, s) })
 	}

@@ -1,29 +1,26 @@
 package egress
 
 import (
-	"bufio"
 	"bytes"
-	"crypto/tls"
 	"encoding/binary"
 	"encoding/json"
 	"io"
 	"net"
-	"net/http"
 	"net/netip"
+	"os"
+	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"testing/iotest"
-	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
-	"golang.org/x/time/rate"
 )
 
 func FuzzCanonical(f *testing.F) {
-	for _, s := range []string{"example.com", "EXAMPLE.com.", "xn--bcher-kva.example", "127.1", "0x7f.1", "a..b", "[::1]", "a\x00b", "r3---x", "2130706433", "1e100.net"} {
+	for _, s := range seedNames() {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, raw string) {
@@ -47,7 +44,7 @@ func FuzzCanonical(f *testing.F) {
 			t.Errorf("%q has other bytes or is too long", h)
 		}
 		// What the C library, Go or a browser would read as an address.
-		if _, err := netip.ParseAddr(h.name); err == nil {
+		if _, err := netip.ParseAddr(h.name); err == nil || inetAton(h.name) {
 			t.Errorf("%q is an address", h)
 		}
 		labels := strings.Split(h.name, ".")
@@ -57,8 +54,35 @@ func FuzzCanonical(f *testing.F) {
 	})
 }
 
+// inetAton tells whether the C library's function of that name takes a string
+// for an address: one to four numbers, octal and hexadecimal ones too, of which
+// the last fills the bytes that are left.
+func inetAton(s string) bool {
+	parts := strings.Split(s, ".")
+	if len(parts) > 4 {
+		return false
+	}
+	for i, p := range parts {
+		base := 10
+		switch {
+		case len(p) > 1 && (p[:2] == "0x" || p[:2] == "0X"):
+			p, base = p[2:], 16
+		case len(p) > 1 && p[0] == '0':
+			base = 8
+		}
+		bits := 8
+		if i == len(parts)-1 {
+			bits = 8 * (5 - len(parts))
+		}
+		if _, err := strconv.ParseUint(p, base, bits); err != nil {
+			return false
+		}
+	}
+	return true
+}
+
 func FuzzEntry(f *testing.F) {
-	for _, s := range []string{"example.com", "*.example.com", "https://example.com", "example.com:443", "*", "b\u00fccher.example", "*.co.uk", "\uff0a.example", "1.2.3.4", "[::1]", "a@b", "\xff"} {
+	for _, s := range append(seedNames(), seedEntries()...) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, raw string) {
@@ -94,6 +118,11 @@ func FuzzMatch(f *testing.F) {
 	f.Add("example.com *.example.org", "a.example.org", "*.a.example.org")
 	f.Add("*.example.com", "notexample.com", "notexample.com")
 	f.Add("a.b.c *.b.c *.c", "a.b.c", "x")
+	for _, name := range []string{"a.example.com", "notexample.com", "example.com.evil.test", "xexample.com", "1.2.3.4.5.6.7.8.9.a.example.com", "example.com"} {
+		f.Add("example.com", name, "*.com.evil.test") // E150, E151
+		f.Add("*.example.com", name, "a.example.com") // E152 to E154
+		f.Add("*.example.com example.com EXAMPLE.COM", name, "example.com")
+	}
 	f.Fuzz(func(t *testing.T, list, name, block string) {
 		host, err := Canonical(name)
 		if err != nil {
@@ -121,9 +150,21 @@ func FuzzMatch(f *testing.F) {
 		if err != nil {
 			return
 		}
-		blocked, err := newBlockList([]string{block})
-		if err != nil || blocked.has(host) != labelsMatch(e, host) {
-			t.Errorf("block list %q has %s: %v %v", block, host, blocked.has(host), err)
+		r, err := compileRules(Config{BlockHosts: []string{block}, OpenPorts: []OpenPort{{Host: block, Ports: []int{22}}}})
+		if err != nil {
+			t.Fatalf("%q blocks and opens nothing: %v", block, err)
+		}
+		for _, mode := range []Mode{ModeLimited, ModeUnrestricted} {
+			spec := Spec{Mode: mode}
+			if mode == ModeLimited {
+				spec.AllowedHosts = hosts
+			}
+			for _, port := range []uint16{22, 80, 443} {
+				got := r.decide(mustCompile(t, spec), host, port, SourceSandbox).reason
+				if (got == ReasonBlocklisted) != labelsMatch(e, host) {
+					t.Errorf("%s, %q is blocked: %s on port %d is %s", mode, block, host, port, got)
+				}
+			}
 		}
 	})
 }
@@ -160,26 +201,32 @@ func snis(raw []byte) (names []string) {
 }
 
 func FuzzClientHello(f *testing.F) {
-	for _, name := range []string{"ok.example.com", "no.example.com", "", "OK.example.com", "ok.example.com.", "a\x00.ok.example.com"} {
-		f.Add(withSNI(f, name))
+	for _, h := range seedHellos(f) {
+		f.Add(h, 3, 700)
 	}
-	f.Add(addExtension(withSNI(f, "ok.example.com"), extensionECH, greaseECH()))
-	f.Add(addExtension(withSNI(f, "ok.example.com"), 0, []byte("\x00\x11\x00\x00\x0eok.example.com")))
-	f.Add(clientHello(f, &tls.Config{ServerName: "ok.example.com", MaxVersion: tls.VersionTLS12, NextProtos: []string{"h2"}}))
 	host := mustHost(f, "ok.example.com")
-	f.Fuzz(func(t *testing.T, raw []byte) {
+	f.Fuzz(func(t *testing.T, raw []byte, first, second int) {
 		h, err := readHello(bytes.NewReader(raw))
 		reason, _ := checkHello(h, err, host, false)
 		if len(h.raw) > maxHello || !bytes.HasPrefix(raw, h.raw) {
 			t.Fatalf("read %d bytes that were not sent", len(h.raw))
 		}
+		splits := map[string]io.Reader{"in three": pieces(raw, first, second)}
 		if len(raw) < 4096 {
-			h1, err1 := readHello(iotest.OneByteReader(bytes.NewReader(raw)))
+			splits["byte by byte"] = iotest.OneByteReader(bytes.NewReader(raw))
+		}
+		for how, r := range splits {
+			h1, err1 := readHello(r)
 			if r1, _ := checkHello(h1, err1, host, false); r1 != reason {
-				t.Errorf("whole: %s, byte by byte: %s", reason, r1)
+				t.Errorf("whole: %s, %s: %s", reason, how, r1)
 			}
 		}
-		if reason == ReasonOK {
+		if reason != ReasonOK {
+			r, _ := checkHello(h, err, host, true)
+			if (r == ReasonOK) != (reason == ReasonECHPresent) {
+				t.Errorf("%s, and with encrypted hellos let through: %s", reason, r)
+			}
+		} else {
 			if names := snis(h.raw); len(names) != 1 || !strings.EqualFold(names[0], host.name) {
 				t.Errorf("allowed, and the names are %q", names)
 			}
@@ -188,18 +235,28 @@ func FuzzClientHello(f *testing.F) {
 }
 
 func FuzzDNS(f *testing.F) {
-	f.Add(question(f, "ok.example.com", dnsmessage.TypeA))
-	f.Add(question(f, "no.example.com", dnsmessage.TypeAAAA))
-	f.Add(question(f, "x.in-addr.arpa", dnsmessage.TypePTR))
-	f.Add([]byte("\x00\x01\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\xc0\x0c\x00\x01\x00\x01"))
-	f.Fuzz(func(t *testing.T, message []byte) {
-		asked := 0
-		out := dnsReply(message, func(string) (dnsmessage.RCode, netip.Addr) {
-			asked++
-			return dnsmessage.RCodeSuccess, syntheticAddr(3)
-		})
-		if asked > 1 {
-			t.Errorf("%d lookups for one message", asked)
+	for _, q := range seedQuestions(f) {
+		f.Add(q, false)
+		f.Add(q, true)
+	}
+	slots := map[bool]*slot{}
+	for unrestricted, spec := range map[bool]Spec{
+		false: {Mode: ModeLimited, AllowedHosts: []string{"ok.example.com", "*.wild.example.com"}},
+		true:  {Mode: ModeUnrestricted},
+	} {
+		slots[unrestricted] = bareSlot(f, spec, &fakeResolver{hosts: map[string][]string{}}, Limits{Names: 50, NamesUnrestricted: 50}, nil)
+	}
+	f.Fuzz(func(t *testing.T, message []byte, unrestricted bool) {
+		s := slots[unrestricted]
+		st := s.state.Load()
+		out := s.answer(message)
+		if r := st.journal.list(Filter{Limit: 1}); len(r) > 0 && r[0].Host != "" {
+			if h, err := Canonical(r[0].Host); err != nil || h.name != r[0].Host {
+				t.Errorf("on record is %q", r[0].Host)
+			}
+		}
+		if asked := s.gateway.guard.rules.Load().resolver.(*fakeResolver).questions(); len(asked) != 0 {
+			t.Fatalf("a question went upstream: %q", asked)
 		}
 		if out == nil {
 			return
@@ -214,17 +271,39 @@ func FuzzDNS(f *testing.F) {
 		if err := m.Unpack(out); err != nil || !m.Response {
 			t.Fatalf("the reply does not parse: %v", err)
 		}
-		for _, a := range m.Answers {
-			if r, ok := a.Body.(*dnsmessage.AResource); !ok || netip.AddrFrom4(r.A) != syntheticAddr(3) || a.Header.Name != m.Questions[0].Name {
-				t.Errorf("answer %+v", a)
-			}
-		}
 		var p dnsmessage.Parser
 		if _, err := p.Start(message); err != nil {
 			t.Fatal("answered what does not parse")
 		}
 		if q, err := p.Question(); err == nil && len(m.Questions) == 1 && m.Questions[0] != q {
 			t.Errorf("question %+v became %+v", q, m.Questions[0])
+		}
+		if len(m.Authorities) != 0 || len(m.Additionals) != 0 {
+			t.Errorf("more than an answer: %+v", m)
+		}
+		for _, a := range m.Answers {
+			r, ok := a.Body.(*dnsmessage.AResource)
+			if !ok || a.Header.Name != m.Questions[0].Name {
+				t.Fatalf("answer %+v", a)
+			}
+			asked, err := Canonical(m.Questions[0].Name.String())
+			if err != nil {
+				t.Fatalf("an address for %q", m.Questions[0].Name)
+			}
+			switch addr := netip.AddrFrom4(r.A); {
+			case addr == refusalAddress():
+				if st.policy.names(asked) {
+					t.Errorf("%s is allowed and got the refusal address", asked)
+				}
+			case asked.name == "localhost" || strings.HasSuffix(asked.name, ".localhost"):
+				if !addr.IsLoopback() {
+					t.Errorf("%s is %s", asked, addr)
+				}
+			default:
+				if host, ok := st.names.host(addr); !ok || host != asked || !st.policy.names(asked) {
+					t.Errorf("%s is %s, which is %s", asked, addr, host)
+				}
+			}
 		}
 	})
 }
@@ -285,8 +364,19 @@ func FuzzCompile(f *testing.F) {
 			return
 		}
 		again, err := Compile(p.Spec())
-		if err != nil || !slices.Equal(again.hosts, p.hosts) || len(again.wildcard) != len(p.wildcard) {
+		if err != nil || !reflect.DeepEqual(again, p) {
 			t.Errorf("the echo compiles to another policy: %v", err)
+		}
+		written, err := json.Marshal(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var read Spec
+		if err := json.Unmarshal(written, &read); err != nil {
+			t.Fatal(err)
+		}
+		if again, err := Compile(read); err != nil || !slices.Equal(again.hosts, p.hosts) || !reflect.DeepEqual(again.exact, p.exact) || !reflect.DeepEqual(again.wildcard, p.wildcard) {
+			t.Errorf("stored and read it is another policy: %v", err)
 		}
 	})
 }
@@ -295,6 +385,12 @@ func FuzzTable(f *testing.F) {
 	f.Add([]byte(namesHeader))
 	f.Add([]byte(namesHeader + nameLine(syntheticAddr(0), mustHost(f, "a.example")) + nameLine(syntheticAddr(1), mustHost(f, "b.example"))))
 	f.Add([]byte(namesHeader + "198.18.1.0 a.example 00000000\n"))
+	line := nameLine(syntheticAddr(0), mustHost(f, "a.example"))
+	f.Add([]byte(namesHeader + line[:len(line)-3]))                                                   // cut
+	f.Add([]byte(namesHeader + line + nameLine(syntheticAddr(1), mustHost(f, "a.example"))))          // one name, two addresses
+	f.Add([]byte(namesHeader + line + nameLine(syntheticAddr(0), mustHost(f, "b.example"))))          // one address, two names
+	f.Add([]byte(namesHeader + nameLine(syntheticAddr(1), mustHost(f, "a.example")) + line))          // out of order
+	f.Add([]byte(namesHeader + line + "\x00" + nameLine(syntheticAddr(1), mustHost(f, "b.example")))) // garbage between
 	f.Fuzz(func(t *testing.T, data []byte) {
 		n, err := parseNames(data)
 		if err != nil {
@@ -311,152 +407,28 @@ func FuzzTable(f *testing.F) {
 		if out != string(data) {
 			t.Errorf("loaded from other bytes than are written")
 		}
-	})
-}
-
-// recorder is an upstream that reads requests strictly and keeps their bytes.
-type recorder struct {
-	net.Listener
-	mu   sync.Mutex // guards what follows
-	got  []*http.Request
-	fail error
-}
-
-func (u *recorder) serve() {
-	for {
-		c, err := u.Accept()
-		if err != nil {
-			return
+		// What is given out next is a new address, and stays.
+		path := t.TempDir() + "/names"
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
 		}
-		go func() {
-			defer c.Close()
-			var read bytes.Buffer
-			r := bufio.NewReader(io.TeeReader(c, &read))
-			for {
-				req, err := http.ReadRequest(r)
-				u.mu.Lock()
-				if err == nil {
-					u.got = append(u.got, req)
-				} else if read.Len() > 0 && err != io.EOF && err != io.ErrUnexpectedEOF && !isReset(err) {
-					u.fail = err
-				}
-				u.mu.Unlock()
-				if err != nil {
-					return
-				}
-				if _, err := io.Copy(io.Discard, req.Body); err != nil {
-					return
-				}
-				if _, err := io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"); err != nil {
-					return
-				}
-			}
-		}()
-	}
-}
-
-func FuzzHTTPGate(f *testing.F) {
-	const ok = "GET / HTTP/1.1\r\nHost: ok.example.com\r\n\r\n"
-	for _, s := range []string{
-		ok, ok + ok, ok + "GET / HTTP/1.1\r\nHost: no.example.com\r\n\r\n",
-		"POST / HTTP/1.1\r\nHost: ok.example.com\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + ok,
-		"POST / HTTP/1.1\r\nHost: ok.example.com\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\nTrailer: x\r\n\r\n" + ok,
-		"GET http://no.example.com/ HTTP/1.1\r\nHost: ok.example.com\r\n\r\n",
-		"GET / HTTP/1.1\r\nHost: ok.example.com\r\nX: a\r\n Host: no.example.com\r\n\r\n",
-		"GET / HTTP/1.1\nHost: ok.example.com\n\n", "CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n",
-	} {
-		f.Add(s, 7)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		f.Fatal(err)
-	}
-	u := &recorder{Listener: l}
-	go u.serve()
-	inside, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		f.Fatal(err)
-	}
-	port := l.Addr().(*net.TCPAddr).AddrPort().Port()
-	name := mustHost(f, "ok.example.com")
-	s := gateOnly(f, name, port)
-	f.Fuzz(func(t *testing.T, sent string, split int) {
-		u.mu.Lock()
-		u.got, u.fail = nil, nil
-		u.mu.Unlock()
-		client, err := net.Dial("tcp", inside.Addr().String())
+		if n, err = openNames(path); err != nil {
+			t.Fatal(err)
+		}
+		defer n.close()
+		fresh := mustHost(t, "fresh.example.com")
+		_, known := n.byHost[fresh]
+		addr, err := n.address(fresh, syntheticLast)
+		if err != nil || !known && addr != syntheticAddr(len(n.byAddr)-1) {
+			t.Errorf("%s %v", addr, err)
+		}
+		again, err := openNames(path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer reset(client.(*net.TCPConn))
-		c, err := inside.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
-		st := *s.state.Load()
-		st.journal = &journal{}
-		s.state.Store(&st)
-		fl := &flow{slot: s, client: c.(*net.TCPConn), dest: netip.AddrPortFrom(syntheticAddr(0), port), start: time.Now(), st: &st, ctx: s.ctx, cancel: func() {}}
-		fl.host, fl.choice = s.decide(&st, fl.dest)
-		done := make(chan struct{})
-		go func() { defer close(done); fl.run(); fl.reset() }()
-		_ = client.SetDeadline(time.Now().Add(5 * time.Second))
-		at := 0
-		if len(sent) > 0 {
-			at = max(split, 0) % len(sent)
-		}
-		_, _ = io.WriteString(client, sent[:at])
-		_, _ = io.WriteString(client, sent[at:])
-		_ = client.(*net.TCPConn).CloseWrite()
-		_, _ = io.Copy(io.Discard, client)
-		<-done
-		u.mu.Lock()
-		defer u.mu.Unlock()
-		if u.fail != nil {
-			t.Errorf("the upstream could not parse what it got: %v", u.fail)
-		}
-		accepted := 0
-		for _, r := range st.journal.list(Filter{}) {
-			if r.Reason == ReasonOK || r.Verdict == VerdictFailed {
-				accepted += int(r.Count)
-			}
-		}
-		if len(u.got) > accepted+1 { // one may have been sent and its client gone before the answer
-			t.Errorf("%d requests upstream, %d accepted", len(u.got), accepted)
-		}
-		for _, r := range u.got {
-			host, p, err := splitAuthority(r.Host)
-			if err != nil || host != name || p != port && p != 0 {
-				t.Errorf("upstream got a request for %q", r.Host)
-			}
-			if len(r.TransferEncoding) > 0 && r.Header.Get("Content-Length") != "" {
-				t.Error("two framings")
-			}
+		defer again.close()
+		if !slices.Equal(again.byAddr, n.byAddr) {
+			t.Error("another table after another start")
 		}
 	})
-}
-
-// gateOnly is a slot without namespaces, for one name on one port of loopback.
-func gateOnly(t testing.TB, name Host, port uint16) *slot {
-	t.Helper()
-	r := &fakeResolver{hosts: map[string][]string{name.name + ".": {"127.0.0.1"}}}
-	g := &Gateway{config: Config{Limits: Limits{Hello: 200 * time.Millisecond, HTTPHead: 200 * time.Millisecond, Idle: 200 * time.Millisecond}.withDefaults()}}
-	g.log = discardLogger()
-	g.guard = testGuard(t, r, func(c *Config) {
-		c.Exempt = []Exemption{{Host: name.name, CIDR: netip.MustParsePrefix("127.0.0.1/32"), Ports: []int{int(port)}}}
-	})
-	table, err := createNames(t.TempDir() + "/names")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := mustCompile(t, Spec{Mode: ModeLimited, Endpoints: []Endpoint{{Host: name.name, Port: int(port), Rule: "mcp:x"}}})
-	if err := table.list(p.hosts); err != nil {
-		t.Fatal(err)
-	}
-	s := &slot{gateway: g, connRate: rate.NewLimiter(rate.Inf, 1), dnsRate: rate.NewLimiter(rate.Inf, 1), flows: map[*flow]bool{}, ctx: t.Context()}
-	s.state.Store(&state{id: "fuzz", policy: p, names: table, journal: &journal{}})
-	s.gate = &gate{conns: make(chan net.Conn), closed: make(chan struct{}), addr: &net.TCPAddr{}}
-	s.server = s.newHTTPServer()
-	go func() { _ = s.server.Serve(s.gate) }()
-	return s
 }

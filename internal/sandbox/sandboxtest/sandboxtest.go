@@ -43,6 +43,11 @@ func Run(t *testing.T, open Make) {
 	} {
 		t.Run(name, func(t *testing.T) { t.Parallel(); test(t, s) })
 	}
+	if tools, ok := engine.(sandbox.Tools); ok {
+		for name, test := range testsOfTools {
+			t.Run(name, func(t *testing.T) { t.Parallel(); test(t, &toolSuite{suite: s, tools: tools}) })
+		}
+	}
 }
 
 // suite is what the tests share.

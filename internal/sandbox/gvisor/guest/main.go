@@ -9,6 +9,8 @@
 //	guest untar PATH        chunks of a tar stream on standard input; head line
 //	guest remove PATH       head line
 //	guest quiesce           kill everything else, write everything back
+//	guest call              hand a tool call on standard input to the daemon
+//	guest daemon            run tool calls; started by guest call
 package main
 
 import (
@@ -19,6 +21,7 @@ import (
 	"strconv"
 	"syscall"
 
+	"github.com/atoll-run/atoll/internal/sandbox/gvisor/guest/tools"
 	"github.com/atoll-run/atoll/internal/sandbox/gvisor/guest/wire"
 )
 
@@ -34,6 +37,9 @@ func main() {
 		quiesce()
 		os.Exit(0)
 	}
+	if os.Args[1] == "call" || os.Args[1] == "daemon" {
+		runTools(os.Args[1])
+	}
 	if len(os.Args) < 3 {
 		os.Exit(2)
 	}
@@ -45,6 +51,20 @@ func main() {
 	if err != nil {
 		os.Exit(1)
 	}
+}
+
+// runTools is the life of a client or of the daemon.
+func runTools(verb string) {
+	var err error
+	if verb == "daemon" {
+		err = tools.Daemon()
+	} else {
+		err = tools.Client(os.Stdin, os.Stdout)
+	}
+	if err != nil {
+		os.Exit(1)
+	}
+	os.Exit(0)
 }
 
 // run answers one request. An error means that the answer is incomplete.

@@ -1,0 +1,90 @@
+package wire
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// MaxMessage is the longest ToolRequest or ToolReply in bytes of JSON. Escaped
+// text may be six times as long as what it stands for.
+const MaxMessage = 16 << 20
+
+// The operations of a ToolRequest.
+const (
+	OpRun    = "run"
+	OpCancel = "cancel"
+)
+
+// ToolRequest asks the tool daemon of a sandbox for something.
+type ToolRequest struct {
+	Op string `json:"op"`
+	// ID names the call.
+	ID string `json:"id"`
+	// The rest belongs to OpRun.
+	Name  string          `json:"name,omitempty"`
+	Input json.RawMessage `json:"input,omitempty"`
+	// Dir is the working directory, Env the environment of programs.
+	Dir string   `json:"dir,omitempty"`
+	Env []string `json:"env,omitempty"`
+	// Roots are where the file tools may go besides Dir; Spill is the directory
+	// for output that is too long.
+	Roots []string `json:"roots,omitempty"`
+	Spill string   `json:"spill,omitempty"`
+	// TimeoutMS is how long a tool may take that brings no limit of its own.
+	TimeoutMS int64 `json:"timeout_ms,omitempty"`
+}
+
+// ToolReply is the daemon's answer. Failure is set when there is no result
+// because something is wrong with the daemon or the request.
+type ToolReply struct {
+	Text    string `json:"text,omitempty"`
+	IsError bool   `json:"is_error,omitempty"`
+	Failure string `json:"failure,omitempty"`
+}
+
+// ValidCallID tells whether id may name a call: it becomes a part of file names.
+func ValidCallID(id string) bool {
+	if len(id) < 1 || len(id) > 128 {
+		return false
+	}
+	for _, c := range []byte(id) {
+		if c != '_' && c != '-' && (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') {
+			return false
+		}
+	}
+	return true
+}
+
+// WriteMessage writes v as JSON behind its length.
+func WriteMessage(w io.Writer, v any) error {
+	text, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if len(text) > MaxMessage {
+		return fmt.Errorf("a message of %d bytes is too long", len(text))
+	}
+	_, err = w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(text))), text...))
+	return err
+}
+
+// ReadMessage reads what WriteMessage wrote. A message over max bytes is an
+// error before any of it is read.
+func ReadMessage(r io.Reader, max int, v any) error {
+	var size [4]byte
+	if _, err := io.ReadFull(r, size[:]); err != nil {
+		return err
+	}
+	n := binary.BigEndian.Uint32(size[:])
+	if n > uint32(max) {
+		return errors.New("message too long")
+	}
+	text := make([]byte, n)
+	if _, err := io.ReadFull(r, text); err != nil {
+		return io.ErrUnexpectedEOF
+	}
+	return json.Unmarshal(text, v)
+}

@@ -24,6 +24,8 @@ var house = map[string]struct{ imports, tests []string }{
 	"internal/sandbox":             {},
 	"internal/sandbox/sandboxtest": {imports: []string{"internal/sandbox"}},
 	"internal/sandbox/gvisor":      {imports: []string{"internal/sandbox", "internal/sandbox/gvisor/guest/wire"}, tests: []string{"internal/sandbox/sandboxtest"}},
+	// guest/tools runs the tools of agents inside sandboxes.
+	"internal/sandbox/gvisor/guest/tools": {imports: []string{"internal/sandbox/gvisor/guest/wire"}},
 	// guest is a program of its own that runs inside sandboxes; wire is what it and the engine say to each other.
 	"internal/sandbox/gvisor/guest":      {imports: []string{"internal/sandbox/gvisor/guest/wire", "internal/sandbox/gvisor/guest/tools"}},
 	"internal/sandbox/gvisor/guest/wire": {},

@@ -17,7 +17,7 @@ import (
 var testsOfTools = map[string]func(*testing.T, *toolSuite){
 	"Shell": testShell, "ShellEnds": testShellEnds, "ShellOutput": testShellOutput, "FileTools": testFileTools, "ToolPaths": testToolPaths,
 	"Search": testSearch, "ToolOnce": testToolOnce, "ToolCancel": testToolCancel, "ToolsLost": testToolsLost, "ToolsStopped": testToolsStopped,
-	"ToolsFullDisk": testToolsFullDisk, "ToolInput": testToolInput,
+	"ToolsFullDisk": testToolsFullDisk, "ToolInput": testToolInput, "ToolsHibernate": testToolsHibernate, "ToolsRevive": testToolsRevive,
 }
 
 // toolSuite is the suite with the tools of its engine.
@@ -137,7 +137,7 @@ func testShellEnds(t *testing.T, s *toolSuite) {
 func testShellOutput(t *testing.T, s *toolSuite) {
 	id := s.create(t, nil)
 	r := s.run(t, id, tool{id: "sevt_long", name: "bash", input: map[string]any{"command": "seq 100000"}})
-	if !strings.HasPrefix(r.Text, "[output truncated]\n") || !strings.Contains(r.Text, "\n99999\n100000\n\n[the whole output, ") || len(r.Text) > 101_000 {
+	if !strings.HasPrefix(r.Text, "[output truncated]\n") || !strings.Contains(r.Text, "\n99999\n100000\n\n\n[the whole output, ") || len(r.Text) > 101_000 {
 		t.Errorf("long output: %d bytes, %.60q … %q", len(r.Text), r.Text, r.Text[max(0, len(r.Text)-120):])
 	}
 	if got, want := s.sh(t, id, "wc /mnt/session/tool_outputs/sevt_long.txt"), "100000 100000 588895 "; !strings.HasPrefix(got, want) {
@@ -149,7 +149,7 @@ func testShellOutput(t *testing.T, s *toolSuite) {
 		t.Errorf("output below the limit: %d bytes", len(r.Text))
 	}
 	// Programs that go on writing between calls disturb nobody.
-	s.want(t, id, bash("((while [ ! -e /tmp/stop ]; do echo noise; done; touch /tmp/stopped) >/dev/tty 2>&1 &)"), "", false)
+	s.run(t, id, bash("((while [ ! -e /tmp/stop ]; do echo noise; done; touch /tmp/stopped) >/dev/tty 2>&1 &)"))
 	r = s.run(t, id, bash("touch /tmp/stop; while [ ! -e /tmp/stopped ]; do sleep 0.01; done; sleep 0.2; echo last"))
 	if !strings.HasSuffix(r.Text, "last\n\n") && !strings.Contains(r.Text, "last\n\n\n[the whole") || r.IsError {
 		t.Errorf("noise from the background: %.200q", r.Text)
@@ -318,6 +318,56 @@ func testToolsFullDisk(t *testing.T, s *toolSuite) {
 	}
 	s.want(t, id, bash("rm fill*"), "", false)
 	s.want(t, id, tool{name: "write", input: map[string]any{"file_path": "x", "content": "x"}}, "wrote 1 bytes to x", false)
+}
+
+// testToolsHibernate puts a sandbox aside with its shell, and once with a call
+// that runs.
+func testToolsHibernate(t *testing.T, s *toolSuite) {
+	s.checkpointer(t)
+	id := s.create(t, nil)
+	s.want(t, id, bash("cd /usr; KEPT=variable; (sleep 1000 &)"), "", false)
+	s.hibernate(t, id)
+	if _, err := s.tools.RunTool(testContext(t), id, s.call(t, bash("true"))); !errors.Is(err, sandbox.ErrHibernated) {
+		t.Errorf("a call of a hibernated sandbox: %v", err)
+	}
+	s.restore(t, id)
+	s.want(t, id, bash("pwd; echo $KEPT; cat /proc/[0-9]*/comm | grep -c sleep"), "/usr\nvariable\n1\n\n", false)
+	long := s.call(t, bash("touch /tmp/began; while [ ! -e /tmp/go ]; do sleep 0.01; done; echo ran >> /tmp/log; wc -l < /tmp/log"))
+	ctx, leave := context.WithCancel(testContext(t))
+	first := s.begin(t, ctx, id, long)
+	s.awaitFile(t, id, "/tmp/began")
+	leave()
+	<-first
+	s.hibernate(t, id)
+	s.restore(t, id)
+	second := s.begin(t, testContext(t), id, long)
+	s.sh(t, id, "touch /tmp/go")
+	if got := <-second; got.err != nil || got.Text != "1\n\n" {
+		t.Errorf("the call that was put aside: %+v", got)
+	}
+}
+
+// testToolsRevive loses all processes of a sandbox and keeps its disk.
+func testToolsRevive(t *testing.T, s *toolSuite) {
+	c := s.checkpointer(t)
+	id := s.create(t, func(spec *sandbox.Spec) { spec.Limits.MemoryBytes = 128 << 20 })
+	done := tool{id: "sevt_done", name: "bash", input: map[string]any{"command": "echo ran >> log; echo done"}}
+	s.want(t, id, done, "done\n\n", false)
+	lost := s.call(t, tool{id: "sevt_lost", name: "bash", input: map[string]any{"command": "echo ran >> log; sync; touch /tmp/began; sleep 1000"}})
+	running := s.begin(t, testContext(t), id, lost)
+	s.awaitFile(t, id, "/tmp/began")
+	s.kill(t, id)
+	if got := <-running; got.err == nil && !strings.Contains(got.Text, "unknown") {
+		t.Errorf("the call that ran: %+v", got)
+	}
+	if err := c.Revive(testContext(t), id, ""); err != nil {
+		t.Fatal(err)
+	}
+	s.want(t, id, done, "done\n\n", false)
+	if r, err := s.tools.RunTool(testContext(t), id, lost); err != nil || !r.IsError || !strings.Contains(r.Text, "unknown") {
+		t.Errorf("asked for again: %+v %v", r, err)
+	}
+	s.want(t, id, bash("wc -l < log"), "2\n\n", false)
 }
 
 func testToolInput(t *testing.T, s *toolSuite) {

@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"github.com/atoll-run/atoll/internal/sandbox/gvisor/guest/wire"
 )
@@ -91,19 +90,13 @@ func killDaemon() error {
 	return syscall.Kill(pid, syscall.SIGKILL)
 }
 
-// startDaemon starts a daemon and waits until one answers. Its program is a
-// copy in memory: this one's is a file of the host, which must not outlive the
-// server and cannot be checkpointed.
+// startDaemon starts a daemon and waits until one answers. It runs from the
+// read-only mount that process 1 runs from: this program's own file is a
+// descriptor of the host, which cannot be checkpointed.
 func startDaemon() error {
-	self, err := selfCopy()
-	if err != nil {
-		return fmt.Errorf("starting the tool daemon: %w", err)
-	}
-	defer self.Close()
-	cmd := exec.Command("/proc/self/fd/3")
+	cmd := exec.Command(Program)
 	cmd.Args = []string{"atoll-guest", "daemon"}
 	cmd.Dir, cmd.Env = "/", []string{"GOMAXPROCS=2", "HOME=/"}
-	cmd.ExtraFiles = []*os.File{self}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("starting the tool daemon: %w", err)
@@ -126,30 +119,3 @@ func startDaemon() error {
 	}
 	return errors.New("the tool daemon does not answer")
 }
-
-// selfCopy is this program in a file that is in memory only.
-func selfCopy() (*os.File, error) {
-	name := []byte("atoll-guest\x00")
-	fd, _, errno := syscall.Syscall(sysMemfdCreate, uintptr(unsafe.Pointer(&name[0])), mfdCloexec, 0)
-	if errno != 0 {
-		return nil, errno
-	}
-	memory := os.NewFile(fd, "atoll-guest")
-	program, err := os.Open("/proc/self/exe")
-	if err != nil {
-		_ = memory.Close()
-		return nil, err
-	}
-	defer program.Close()
-	if _, err := io.Copy(onlyWriter{memory}, program); err != nil {
-		_ = memory.Close()
-		return nil, err
-	}
-	return memory, nil
-}
-
-// onlyWriter keeps io.Copy from system calls that gVisor may not know for
-// files of this kind.
-type onlyWriter struct{ io.Writer }
-
-const mfdCloexec = 1

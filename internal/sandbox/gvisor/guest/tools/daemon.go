@@ -15,6 +15,9 @@ import (
 	"github.com/atoll-run/atoll/internal/sandbox/gvisor/guest/wire"
 )
 
+// Program is where sandboxes have the guest program.
+const Program = "/dev/atoll-guest"
+
 // Where the daemon is in a sandbox. The first directory is in memory and goes
 // with the processes; the second is on the sandbox's disk and stays.
 const (

@@ -1,3 +1,0 @@
-package tools
-
-const sysMemfdCreate = 319

@@ -1,0 +1,208 @@
+package modeltest
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// request is the body of POST /v1/messages as far as it is looked at.
+type request struct {
+	Model        string          `json:"model"`
+	MaxTokens    int             `json:"max_tokens"`
+	Stream       bool            `json:"stream"`
+	System       json.RawMessage `json:"system"`
+	Messages     []message       `json:"messages"`
+	Tools        []tool          `json:"tools"`
+	CacheControl json.RawMessage `json:"cache_control"`
+}
+
+type tool struct {
+	Type         string          `json:"type"`
+	Name         string          `json:"name"`
+	Description  string          `json:"description"`
+	InputSchema  json.RawMessage `json:"input_schema"`
+	CacheControl json.RawMessage `json:"cache_control"`
+}
+
+// maxCacheMarks is how many cache_control marks the API takes in a request.
+const maxCacheMarks = 4
+
+// validate tells what the API would refuse.
+func (r *request) validate() error {
+	switch {
+	case r.Model == "":
+		return errors.New("model: Field required")
+	case r.MaxTokens < 1:
+		return errors.New("max_tokens: must be at least 1")
+	case len(r.Messages) == 0:
+		return errors.New("messages: at least one message is required")
+	case r.Messages[len(r.Messages)-1].Role == "assistant":
+		return errors.New("messages: the last message must be the user's")
+	}
+	if err := r.checkTools(); err != nil {
+		return err
+	}
+	if err := r.checkTurns(); err != nil {
+		return err
+	}
+	return r.checkCacheMarks()
+}
+
+func (r *request) checkTools() error {
+	seen := map[string]bool{}
+	for i, t := range r.Tools {
+		var schema struct {
+			Type string `json:"type"`
+		}
+		switch err := json.Unmarshal(t.InputSchema, &schema); {
+		case t.Name == "" || len(t.Name) > 128:
+			return fmt.Errorf("tools.%d.name: 1 to 128 characters", i)
+		case seen[t.Name]:
+			return fmt.Errorf("tools: Tool names must be unique: %q", t.Name)
+		case err != nil || schema.Type != "object":
+			return fmt.Errorf("tools.%d.input_schema: must be an object schema", i)
+		}
+		seen[t.Name] = true
+	}
+	return nil
+}
+
+// checkTurns: roles alternate, every tool_use is answered in the next message
+// before anything else, and thinking comes back as it was given.
+func (r *request) checkTurns() error {
+	open := map[string]bool{}
+	for i, m := range r.Messages {
+		if m.Role != "user" && m.Role != "assistant" {
+			return fmt.Errorf("messages.%d.role: %q", i, m.Role)
+		}
+		if want := []string{"user", "assistant"}[i%2]; m.Role != want {
+			return fmt.Errorf("messages.%d: roles must alternate, %s comes after %s", i, m.Role, m.Role)
+		}
+		if len(m.Content) == 0 {
+			return fmt.Errorf("messages.%d: content must not be empty", i)
+		}
+		next := map[string]bool{}
+		other := false
+		for k, b := range m.Content {
+			at := fmt.Sprintf("messages.%d.content.%d", i, k)
+			if err := checkBlock(at, m.Role, b, open, next, &other); err != nil {
+				return err
+			}
+		}
+		if m.Role == "user" && len(open) > 0 {
+			return fmt.Errorf("messages.%d: `tool_use` ids were found without `tool_result` blocks immediately after: %v", i, keys(open))
+		}
+		open = next
+	}
+	return nil
+}
+
+func checkBlock(at, role string, b block, open, next map[string]bool, other *bool) error {
+	assistant := role == "assistant"
+	switch b.Type {
+	case "tool_result":
+		if assistant || !open[b.ToolUseID] {
+			return fmt.Errorf("%s: unexpected `tool_use_id` found in `tool_result` blocks: %s", at, b.ToolUseID)
+		}
+		if *other {
+			return fmt.Errorf("%s: tool_result blocks must come first", at)
+		}
+		delete(open, b.ToolUseID)
+		return checkResult(at, b.Content)
+	case "tool_use":
+		var object map[string]json.RawMessage
+		if !assistant || b.ID == "" || next[b.ID] || json.Unmarshal(b.Input, &object) != nil {
+			return fmt.Errorf("%s: bad tool_use", at)
+		}
+		next[b.ID] = true
+	case "thinking":
+		if !assistant || b.Signature != signatureOf(b.Thinking) {
+			return fmt.Errorf("%s: Invalid `signature` in `thinking` block", at)
+		}
+	case "text":
+		if b.Text == "" {
+			return fmt.Errorf("%s: text content blocks must be non-empty", at)
+		}
+		if assistant && strings.TrimRight(b.Text, " \n\t") == "" {
+			return fmt.Errorf("%s: text content blocks must contain non-whitespace text", at)
+		}
+		*other = true
+	case "image", "document":
+		if assistant {
+			return fmt.Errorf("%s: %s in an assistant's message", at, b.Type)
+		}
+		*other = true
+	default:
+		return fmt.Errorf("%s.type: %q", at, b.Type)
+	}
+	return nil
+}
+
+func checkResult(at string, content json.RawMessage) error {
+	var text string
+	if len(content) == 0 || json.Unmarshal(content, &text) == nil {
+		return nil
+	}
+	var blocks []block
+	if err := json.Unmarshal(content, &blocks); err != nil {
+		return fmt.Errorf("%s.content: %w", at, err)
+	}
+	for _, b := range blocks {
+		switch {
+		case b.Type == "text" && b.Text == "":
+			return fmt.Errorf("%s: text content blocks must be non-empty", at)
+		case b.Type != "text" && b.Type != "image" && b.Type != "document" && b.Type != "search_result":
+			return fmt.Errorf("%s.content: block of type %q", at, b.Type)
+		}
+	}
+	return nil
+}
+
+// checkCacheMarks: at most four, ephemeral, and none on thinking.
+func (r *request) checkCacheMarks() error {
+	var marks []json.RawMessage
+	add := func(mark json.RawMessage) {
+		if len(mark) > 0 && string(mark) != "null" {
+			marks = append(marks, mark)
+		}
+	}
+	add(r.CacheControl)
+	for _, t := range r.Tools {
+		add(t.CacheControl)
+	}
+	var system []block
+	if json.Unmarshal(r.System, &system) == nil {
+		for _, b := range system {
+			add(b.CacheControl)
+		}
+	}
+	for _, m := range r.Messages {
+		for _, b := range m.Content {
+			if b.Type == "thinking" && len(b.CacheControl) > 0 {
+				return errors.New("cache_control: not on thinking blocks")
+			}
+			add(b.CacheControl)
+		}
+	}
+	if len(marks) > maxCacheMarks {
+		return fmt.Errorf("a maximum of %d blocks with cache_control may be provided, found %d", maxCacheMarks, len(marks))
+	}
+	for _, mark := range marks {
+		var m struct {
+			Type string `json:"type"`
+		}
+		if json.Unmarshal(mark, &m) != nil || m.Type != "ephemeral" {
+			return fmt.Errorf("cache_control: %s", mark)
+		}
+	}
+	return nil
+}
+
+func keys(m map[string]bool) (out []string) {
+	for k := range m {
+		out = append(out, k)
+	}
+	return out
+}

@@ -1,0 +1,93 @@
+package agent
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+)
+
+// message is one message of the conversation with the model. Its blocks are
+// objects of the Messages API.
+type message struct {
+	Role    string            `json:"role"` // user, assistant or system
+	Content []json.RawMessage `json:"content"`
+}
+
+// addUser adds blocks to the user's side: to its last message unless the model
+// has answered since. A system message that came behind stays behind.
+func addUser(messages []message, blocks ...json.RawMessage) []message {
+	for i := len(messages) - 1; i >= 0 && messages[i].Role != "assistant"; i-- {
+		if messages[i].Role == "user" {
+			messages[i].Content = append(slices.Clone(messages[i].Content), blocks...)
+			return messages
+		}
+	}
+	return append(messages, message{"user", blocks})
+}
+
+// addSystem adds text of the system's role behind what the user said.
+func addSystem(messages []message, blocks ...json.RawMessage) []message {
+	if n := len(messages); n > 0 && messages[n-1].Role == "system" {
+		messages[n-1].Content = append(slices.Clone(messages[n-1].Content), blocks...)
+		return messages
+	}
+	return append(messages, message{"system", blocks})
+}
+
+// toolResult is the block that answers a tool_use.
+func toolResult(toolUse string, content []json.RawMessage, isError bool) json.RawMessage {
+	return mustJSON(struct {
+		Type      string            `json:"type"`
+		ToolUseID string            `json:"tool_use_id"`
+		Content   []json.RawMessage `json:"content,omitempty"`
+		IsError   bool              `json:"is_error,omitempty"`
+	}{"tool_result", toolUse, content, isError})
+}
+
+// markLast marks, for the model's cache, the end of the conversation and the end
+// of what the request before this one had. Together with the marks on the
+// system prompt and the tools they are the four that the API takes.
+func markLast(messages []message) []message {
+	out := slices.Clone(messages)
+	marks := 2
+	for i := len(out) - 1; i >= 0 && marks > 0; i-- {
+		if out[i].Role != "user" {
+			continue
+		}
+		content := slices.Clone(out[i].Content)
+		last := len(content) - 1
+		marked, err := withCacheMark(content[last])
+		if err != nil {
+			continue // kept as it is: a mark only saves time
+		}
+		content[last] = marked
+		out[i].Content = content
+		marks--
+	}
+	return out
+}
+
+func withCacheMark(block json.RawMessage) (json.RawMessage, error) {
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(block, &members); err != nil {
+		return nil, err
+	}
+	members["cache_control"] = json.RawMessage(`{"type":"ephemeral"}`)
+	return json.Marshal(members)
+}
+
+func textBlock(format string, args ...any) json.RawMessage {
+	return mustJSON(struct {
+		Type string `json:"type"`
+		Text string `json:"text"`
+	}{"text", fmt.Sprintf(format, args...)})
+}
+
+// mustJSON is for values that are JSON by construction.
+func mustJSON(v any) json.RawMessage {
+	text, err := json.Marshal(v)
+	if err != nil {
+		panic("agent: a value that JSON does not take: " + err.Error())
+	}
+	return text
+}

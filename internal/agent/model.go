@@ -1,0 +1,250 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/anthropics/anthropic-sdk-go/v2"
+	"github.com/anthropics/anthropic-sdk-go/v2/option"
+	"github.com/anthropics/anthropic-sdk-go/v2/packages/param"
+
+	"github.com/atoll-run/atoll/api"
+	"github.com/atoll-run/atoll/internal/agent/toolset"
+)
+
+// ModelConfig says where models are and how they are asked.
+type ModelConfig struct {
+	// BaseURL of an endpoint that speaks the Messages API. Required.
+	BaseURL string
+	// Key is shown as a bearer token, or in x-api-key with KeyHeader. It goes
+	// nowhere else.
+	Key string
+	// KeyHeader sends the key in the header x-api-key.
+	KeyHeader bool
+	// Headers are added to each request; they replace the client's own.
+	Headers map[string]string
+	// Names maps the model ids of agents to those of the endpoint. An id that is
+	// not in it is sent as it is.
+	Names map[string]string
+	// MaxTokens of one reply. Zero means 32,000.
+	MaxTokens int
+	// ContextWindow of the models in tokens. Zero means 200,000.
+	ContextWindow int
+	// Timeout of one request, its whole reply included. Zero means 10 minutes.
+	Timeout time.Duration
+	// Silence is how long a reply may pause. Zero means 2 minutes.
+	Silence time.Duration
+	// Thinking asks for adaptive thinking. Without it the model's default holds.
+	Thinking bool
+}
+
+// Client makes model requests. It may be used by many sessions at the same time.
+type Client struct {
+	config ModelConfig
+	client anthropic.Client
+}
+
+// NewClient makes a Client. Nothing of the process's environment is read.
+func NewClient(c ModelConfig) (*Client, error) {
+	if c.BaseURL == "" {
+		return nil, errors.New("model: no base URL given")
+	}
+	c.MaxTokens = orDefault(c.MaxTokens, 32_000)
+	c.ContextWindow = orDefault(c.ContextWindow, 200_000)
+	c.Timeout = orDefault(c.Timeout, 10*time.Minute)
+	c.Silence = orDefault(c.Silence, 2*time.Minute)
+	if c.MaxTokens >= c.ContextWindow {
+		return nil, fmt.Errorf("model: max_tokens (%d) must be less than context_window (%d)", c.MaxTokens, c.ContextWindow)
+	}
+	options := []option.RequestOption{
+		option.WithoutEnvironmentDefaults(), option.WithoutOpenTelemetry(), option.WithBaseURL(c.BaseURL),
+		// The loop tries again by itself, so that clients see it.
+		option.WithMaxRetries(0),
+		option.WithHTTPClient(&http.Client{Transport: &http.Transport{
+			Proxy: http.ProxyFromEnvironment, MaxIdleConnsPerHost: 64, IdleConnTimeout: 90 * time.Second,
+			ResponseHeaderTimeout: c.Silence, ForceAttemptHTTP2: true,
+		}}),
+	}
+	switch {
+	case c.Key != "" && c.KeyHeader:
+		options = append(options, option.WithHeader("x-api-key", c.Key))
+	case c.Key != "":
+		options = append(options, option.WithAuthToken(c.Key))
+	}
+	for name, value := range c.Headers {
+		options = append(options, option.WithHeader(name, value))
+	}
+	return &Client{config: c, client: anthropic.NewClient(options...)}, nil
+}
+
+func orDefault[T comparable](v, fallback T) T {
+	var zero T
+	if v == zero {
+		return fallback
+	}
+	return v
+}
+
+// request is one model request.
+type request struct {
+	model    api.Model
+	system   string
+	messages []message
+	tools    []toolset.Tool
+	noTools  bool // the tools are named, because the conversation uses them, but none may be used
+}
+
+// reply is what the model answered.
+type reply struct {
+	content []json.RawMessage // blocks, as they have to come back
+	blocks  []replyBlock      // the same, read
+	stop    string
+	details *api.StopDetails // of a refusal
+	usage   api.ModelUsage
+}
+
+// replyBlock is one block of a reply. Of tool uses that were cut off by the
+// token limit the input is nil.
+type replyBlock struct {
+	kind  string // text, thinking, redacted_thinking, tool_use
+	text  string
+	id    string
+	name  string
+	input json.RawMessage
+}
+
+// piece is a part of a reply that is being streamed: block i begins, or has more
+// text.
+type piece struct {
+	index int
+	kind  string
+	begin bool
+	text  string
+}
+
+// errCut: the stream ended before the reply did.
+var errCut = errors.New("the reply broke off")
+
+// errSilent: the reply paused for too long.
+var errSilent = errors.New("the model was silent for too long")
+
+// stream makes a request and gives each piece of the reply to show as it comes.
+func (c *Client) stream(ctx context.Context, req request, show func(piece)) (reply, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.config.Timeout)
+	defer cancel()
+	ctx, quiet := context.WithCancelCause(ctx)
+	watch := time.AfterFunc(c.config.Silence, func() { quiet(errSilent) })
+	defer watch.Stop()
+	defer quiet(nil)
+	events := c.client.Messages.NewStreaming(ctx, c.params(req))
+	defer events.Close()
+	var whole anthropic.Message
+	ended := false
+	for events.Next() {
+		watch.Reset(c.config.Silence)
+		event := events.Current()
+		if err := whole.Accumulate(event); err != nil {
+			return reply{}, fmt.Errorf("reading the reply: %w", err)
+		}
+		switch event.Type {
+		case "content_block_start":
+			show(piece{index: int(event.Index), kind: event.ContentBlock.Type, begin: true, text: event.ContentBlock.Text})
+		case "content_block_delta":
+			if event.Delta.Text != "" {
+				show(piece{index: int(event.Index), kind: "text", text: event.Delta.Text})
+			}
+		case "message_stop":
+			ended = true
+		}
+	}
+	switch {
+	case context.Cause(ctx) == errSilent:
+		return reply{}, errSilent
+	case events.Err() != nil:
+		return reply{}, events.Err()
+	case !ended:
+		return reply{}, errCut
+	}
+	return readReply(whole)
+}
+
+// params is a request as the client takes it.
+func (c *Client) params(req request) anthropic.MessageNewParams {
+	name := req.model.ID
+	if mapped, ok := c.config.Names[name]; ok {
+		name = mapped
+	}
+	p := anthropic.MessageNewParams{Model: name, MaxTokens: int64(c.config.MaxTokens), Speed: anthropic.MessageNewParamsSpeed(req.model.Speed)}
+	if req.model.Speed == "standard" {
+		p.Speed = "" // what endpoints do by themselves; older ones refuse the field
+	}
+	if req.model.InferenceGeo != "" {
+		p.InferenceGeo = anthropic.String(req.model.InferenceGeo)
+	}
+	if req.model.Effort != nil {
+		p.OutputConfig.Effort = anthropic.OutputConfigEffort(req.model.Effort.Type)
+	}
+	if c.config.Thinking {
+		p.Thinking = anthropic.ThinkingConfigParamUnion{OfAdaptive: &anthropic.ThinkingConfigAdaptiveParam{}}
+	}
+	mark := anthropic.CacheControlEphemeralParam{}
+	if req.system != "" {
+		p.System = []anthropic.TextBlockParam{{Text: req.system, CacheControl: mark}}
+	}
+	for _, t := range req.tools {
+		p.Tools = append(p.Tools, anthropic.ToolUnionParam{OfTool: &anthropic.ToolParam{
+			Name: t.ModelName, Description: anthropic.String(t.Description),
+			InputSchema: param.Override[anthropic.ToolInputSchemaParam](t.InputSchema),
+		}})
+	}
+	if n := len(p.Tools); n > 0 {
+		p.Tools[n-1].OfTool.CacheControl = mark
+		if req.noTools {
+			p.ToolChoice = anthropic.ToolChoiceUnionParam{OfNone: &anthropic.ToolChoiceNoneParam{}}
+		}
+	}
+	for _, m := range markLast(req.messages) {
+		p.Messages = append(p.Messages, param.Override[anthropic.MessageParam](m))
+	}
+	return p
+}
+
+// readReply reads a whole message.
+func readReply(m anthropic.Message) (reply, error) {
+	r := reply{
+		stop: string(m.StopReason),
+		usage: api.ModelUsage{
+			InputTokens: int(m.Usage.InputTokens), OutputTokens: int(m.Usage.OutputTokens),
+			CacheCreationInputTokens: int(m.Usage.CacheCreationInputTokens), CacheReadInputTokens: int(m.Usage.CacheReadInputTokens),
+			Speed: string(m.Usage.Speed),
+		},
+	}
+	for _, b := range m.Content {
+		raw := json.RawMessage(b.RawJSON())
+		if !json.Valid(raw) {
+			return reply{}, errors.New("reading the reply: a block is no JSON")
+		}
+		read := replyBlock{kind: b.Type, text: b.Text, id: b.ID, name: b.Name}
+		if b.Type == "tool_use" {
+			read.input = json.RawMessage(b.Input)
+		}
+		r.content, r.blocks = append(r.content, raw), append(r.blocks, read)
+	}
+	if n := len(r.blocks); n > 0 && r.stop == "max_tokens" && r.blocks[n-1].kind == "tool_use" {
+		r.blocks[n-1].input = nil
+	}
+	if r.stop == "refusal" {
+		r.details = &api.StopDetails{Type: "refusal"}
+		if text := string(m.StopDetails.Category); text != "" {
+			r.details.Category = &text
+		}
+		if text := m.StopDetails.Explanation; text != "" {
+			r.details.Explanation = &text
+		}
+	}
+	return r, nil
+}

@@ -1,0 +1,126 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/atoll-run/atoll/api"
+	"github.com/atoll-run/atoll/internal/agent/toolset"
+	"github.com/atoll-run/atoll/internal/control"
+)
+
+// openTools opens the session's tools, asks what they are, and says which MCP
+// servers are not to be had: once for each in a run.
+func (r *run) openTools() error {
+	if r.open == nil {
+		tools, err := r.runner.config.OpenTools(r.rec)
+		if err != nil {
+			return fmt.Errorf("opening the session's tools: %w", err)
+		}
+		r.open, r.told = tools, map[string]bool{}
+	}
+	tools, failed := r.open.Tools(r.ctx)
+	if err := r.ctx.Err(); err != nil {
+		return err
+	}
+	r.tools = tools
+	for _, f := range failed {
+		if r.told[f.Server] {
+			continue
+		}
+		r.told[f.Server] = true
+		kind := api.ErrorMCPConnection
+		if f.Auth {
+			kind = api.ErrorMCPAuthentication
+		}
+		e := r.event(api.EventSessionError, api.ErrorFields{Error: api.SessionError{
+			Type: kind, Message: f.Error(), MCPServerName: f.Server, RetryStatus: api.RetryStatus{Type: api.RetryExhausted},
+		}})
+		if err := r.record(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *run) closeTools() {
+	if r.open == nil {
+		return
+	}
+	if err := r.open.Close(); err != nil {
+		r.runner.log.WarnContext(r.ctx, "closing a session's tools", "session_id", r.id, "error", err)
+	}
+	r.open, r.tools = nil, nil
+}
+
+// runTool runs a use to its end, or answers it if it may not run.
+func (r *run) runTool(u *use) error {
+	if u.decision == "deny" {
+		return r.record(r.result(u, []json.RawMessage{textBlock("%s", u.deny)}, true))
+	}
+	if err := r.openTools(); err != nil {
+		return err
+	}
+	call := u.call
+	call.Again = u.at.Before(r.runner.begun)
+	tools := r.open
+	ctx, stop := context.WithCancel(r.ctx)
+	defer stop()
+	type outcome struct {
+		result toolset.Result
+		err    error
+	}
+	done := make(chan outcome, 1)
+	go func() {
+		res, err := tools.Run(ctx, call)
+		done <- outcome{res, err}
+	}()
+	for {
+		select {
+		case o := <-done:
+			return r.toolEnded(u, o.result, o.err)
+		case <-r.wake:
+			if !r.interrupted() {
+				continue
+			}
+			if err := tools.Cancel(r.ctx, call); err != nil {
+				return fmt.Errorf("interrupting a tool: %w", err)
+			}
+			o := <-done
+			if o.err != nil {
+				return r.interrupt(nil) // the log says that it has no result
+			}
+			return r.interrupt([]control.EventRecord{r.result(u, o.result.Content, o.result.IsError)})
+		}
+	}
+}
+
+// toolEnded writes a result down. Where the sandbox itself fails, the model is
+// told what a client of the API would be.
+func (r *run) toolEnded(u *use, res toolset.Result, err error) error {
+	if r.ctx.Err() != nil {
+		return r.ctx.Err()
+	}
+	var fault *control.Fault
+	switch {
+	case err == nil:
+		return r.record(r.result(u, res.Content, res.IsError))
+	case errors.As(err, &fault) && fault.Code == control.CodeBuildFailed:
+		return r.terminate(u, fault.Message)
+	case errors.As(err, &fault):
+		return r.record(r.failure(api.ErrorUnknown, fault.Message, api.RetryRetrying),
+			r.result(u, []json.RawMessage{textBlock("%s", fault.Message)}, true))
+	}
+	r.runner.log.ErrorContext(r.ctx, "a tool could not be run", "session_id", r.id, "tool", u.call.Name, "error", err)
+	return r.record(r.result(u, []json.RawMessage{textBlock("The tool could not be run: the server had an internal error.")}, true))
+}
+
+// terminate ends a session that can never have a sandbox.
+func (r *run) terminate(u *use, message string) error {
+	return r.record(
+		r.result(u, []json.RawMessage{textBlock("%s", message)}, true),
+		r.failure(api.ErrorUnknown, message, api.RetryTerminal),
+		r.event(api.EventThreadTerminated, r.thread), r.event(api.EventSessionTerminated, nil))
+}

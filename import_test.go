@@ -37,6 +37,9 @@ var house = map[string]struct{ imports, tests []string }{
 	"internal/httpapi":                   {imports: []string{"api", "internal/control", "internal/sandbox", "internal/egress"}, tests: []string{"internal/store", "internal/httpapi/wiretest"}},
 	// wiretest holds replies to the official OpenAPI document.
 	"internal/httpapi/wiretest": {},
+	"internal/agent":            {imports: []string{"api", "internal/control", "internal/agent/toolset"}, tests: []string{"internal/store", "internal/agent/modeltest"}},
+	// modeltest is a scripted model; it is given from outside, so it knows nothing of this module.
+	"internal/agent/modeltest": {},
 	// toolset runs tool calls; it knows nothing of sessions' records or of who may do what.
 	"internal/agent/toolset": {imports: []string{"api", "internal/sandbox", "internal/egress"}, tests: []string{"internal/sandbox/gvisor", "internal/sandbox/sandboxtest"}},
 	"cmd/atoll":              {imports: anything, tests: anything},

@@ -23,6 +23,10 @@ const (
 	Timeout         Kind = "timeout"         // the server gave up waiting: 504
 )
 
+// CodeBuildFailed is the Code of the fault that a session gets whose packages
+// could not be installed.
+const CodeBuildFailed = "environment_build_failed"
+
 // Kinds lists every kind, for tests that walk the list.
 var Kinds = []Kind{Invalid, Unauthenticated, Forbidden, NotFound, Conflict, TooLarge, RateLimited, Unavailable, Timeout}
 

@@ -183,7 +183,7 @@ func sandboxFault(ctx context.Context, err error) error {
 		return &Fault{Kind: NotFound, Message: "The session was archived or deleted.", Cause: err}
 	case errors.As(err, &failure):
 		return &Fault{Kind: Conflict, Message: "The packages of the environment could not be installed. " + failure.Error(),
-			Code: "environment_build_failed", Cause: err}
+			Code: CodeBuildFailed, Cause: err}
 	case errors.Is(err, sandbox.ErrCommandNotFound), errors.Is(err, sandbox.ErrFile):
 		return &Fault{Kind: Invalid, Message: err.Error(), Cause: err}
 	case errors.Is(err, sandbox.ErrNoFile):

@@ -46,6 +46,8 @@ type Failure struct {
 	// error (an error event of type overloaded_error) or malformed (data that is
 	// no JSON).
 	Stream string `json:"stream,omitempty"`
+	// OverBytes lets requests of at most that many bytes succeed.
+	OverBytes int `json:"over_bytes,omitempty"`
 	// Message of the error body; empty means the type's name.
 	Message string `json:"message,omitempty"`
 }

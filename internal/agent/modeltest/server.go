@@ -92,7 +92,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if reply.InputTokens == 0 {
 		reply.InputTokens = len(body) / 4
 	}
-	if f := reply.Fail; f != nil && s.fails(body, f.Times) {
+	if f := reply.Fail; f != nil && len(body) > f.OverBytes && s.fails(body, f.Times) {
 		s.fail(w, r, reply, f)
 		return
 	}

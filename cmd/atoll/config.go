@@ -66,6 +66,15 @@ type EgressConfig struct {
 	Hosts map[string][]string `yaml:"hosts"`
 	// BlockHosts are names, or "*." wildcards, refused in every mode.
 	BlockHosts []string `yaml:"block_hosts"`
+	// BlockPorts are TCP and UDP ports refused in every mode.
+	BlockPorts []int `yaml:"block_ports"`
+	// OpenPorts are further ports of hosts that an environment allows.
+	OpenPorts []OpenPortConfig `yaml:"open_ports"`
+	// ECH is what happens to TLS whose server name is encrypted: refuse or
+	// allow. Empty means refuse.
+	ECH string `yaml:"ech"`
+	// Limits of each session's network. They hold for networks made after a start.
+	Limits EgressLimits `yaml:"limits"`
 }
 
 // ExemptConfig is one host that may be at an address that is not public. All
@@ -251,7 +260,7 @@ func (e *EgressConfig) validate() error {
 			errs = append(errs, fmt.Errorf("egress.block_hosts[%d]: %w", i, err))
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, e.validatePorts(), e.Limits.validate())...)
 }
 
 // exemptions returns the exemptions as the gateway takes them.

@@ -71,5 +71,8 @@ func (c *Config) gatewayConfig() (egress.Config, error) {
 	if err != nil {
 		return egress.Config{}, err
 	}
-	return egress.Config{DenyCIDRs: deny, Exempt: exempt, BlockHosts: c.Egress.BlockHosts, Resolver: resolver}, nil
+	return egress.Config{
+		DenyCIDRs: deny, Exempt: exempt, BlockHosts: c.Egress.BlockHosts, BlockPorts: c.Egress.BlockPorts, OpenPorts: c.Egress.openPorts(),
+		AllowECH: c.Egress.ECH == echAllow, Resolver: resolver, Limits: c.Egress.Limits.limits(),
+	}, nil
 }

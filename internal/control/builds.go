@@ -193,6 +193,22 @@ func (b *Builds) base(digest string) *image.Base {
 	return nil
 }
 
+// registries are those of a template version as the operator sets them now; not
+// ok if the version is gone.
+func (b *Builds) registries(digest string) ([]image.Registry, bool) {
+	if base := b.base(digest); base != nil {
+		return base.Registries, true
+	}
+	return nil, false
+}
+
+// registriesChanged drops what was remembered of template versions.
+func (b *Builds) registriesChanged() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	clear(b.bases)
+}
+
 // Succeeded tells whether the environment's newest build is ready.
 func (b *Builds) Succeeded(environment string) bool {
 	rec, err := b.store.Build(b.ctx, environment)

@@ -8,8 +8,6 @@ import (
 	"runtime"
 	"sync"
 
-	"github.com/atoll-run/atoll/internal/egress"
-	"github.com/atoll-run/atoll/internal/image"
 	"github.com/atoll-run/atoll/internal/sandbox"
 )
 
@@ -43,6 +41,8 @@ type Sandboxes struct {
 	ctx    context.Context // the service's own life; ends in Shutdown
 	cancel context.CancelFunc
 	work   sync.WaitGroup
+
+	policies sync.RWMutex // held for reading between compiling a policy and installing it
 
 	mu      sync.Mutex
 	entries map[string]*entry // session id → its sandbox, under mu
@@ -165,21 +165,15 @@ func (s *Sandboxes) prepare(ctx context.Context, rec SessionRecord) error {
 	if err != nil {
 		return err
 	}
-	policy, err := egress.Compile(sessionPolicy(env, root.Base.Registries))
-	if err != nil {
-		return fmt.Errorf("compiling the network policy: %w", err)
-	}
-	meta := sessionMeta(rec)
-	meta.Base = root.Base.Digest
 	select {
 	case s.slots <- struct{}{}:
 		defer func() { <-s.slots }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	netns, err := s.network.Open(ctx, rec.ID, meta, policy)
+	netns, err := s.openNetwork(ctx, rec, env, root.Base)
 	if err != nil {
-		return fmt.Errorf("making the session's network: %w", err)
+		return err
 	}
 	err = s.engine.Create(ctx, s.spec(rec, root, netns))
 	if err != nil {
@@ -200,26 +194,6 @@ func (s *Sandboxes) spec(rec SessionRecord, root Root, netns string) sandbox.Spe
 		Files: sandboxFiles("atoll"), Limits: s.limits, NetNS: netns,
 		Labels: map[string]string{labelKind: kindSession, labelWorkspace: rec.Workspace},
 	}
-}
-
-func sessionMeta(rec SessionRecord) egress.Meta {
-	return egress.Meta{SessionID: rec.ID, WorkspaceID: rec.Workspace, EnvironmentID: rec.Environment, Source: egress.SourceSandbox}
-}
-
-// sessionPolicy is what a session's network may reach: fixed when the sandbox
-// is made.
-func sessionPolicy(env SessionEnvironment, registries []image.Registry) egress.Spec {
-	if env.Networking.Type == "unrestricted" {
-		return egress.Spec{Mode: egress.ModeUnrestricted}
-	}
-	spec := egress.Spec{Mode: egress.ModeLimited, AllowedHosts: env.Networking.AllowedHosts}
-	if env.Networking.AllowMCPServers {
-		spec.Endpoints = append(spec.Endpoints, env.MCPEndpoints...)
-	}
-	if env.Networking.AllowPackageManagers {
-		spec.Endpoints = append(spec.Endpoints, registryEndpoints(registries)...)
-	}
-	return spec
 }
 
 // SessionEnded implements Runtime. A command that came at the same moment may

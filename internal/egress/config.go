@@ -48,7 +48,9 @@ type Limits struct {
 	Names             int           // names with an address beside the listed ones; default 4096
 	NamesUnrestricted int           // the same in mode unrestricted; default 32768
 	DNSRate           float64       // questions per second; default 500, burst the same
+	HelloSize         int           // of a ClientHello; default 18 KiB
 	Hello             time.Duration // to send the first bytes and the ClientHello; default 5 s
+	HTTPHeadSize      int           // of a request; default 64 KiB
 	HTTPHead          time.Duration // to send the head of a request; default 10 s
 	Resolve           time.Duration // of a name on the host; default 5 s
 	Connect           time.Duration // to all addresses of a name; default 10 s
@@ -66,7 +68,9 @@ func (l Limits) withDefaults() Limits {
 		Names:             orDefault(l.Names, 4096),
 		NamesUnrestricted: orDefault(l.NamesUnrestricted, 32768),
 		DNSRate:           orDefault(l.DNSRate, 500),
+		HelloSize:         orDefault(l.HelloSize, 18<<10),
 		Hello:             orDefault(l.Hello, 5*time.Second),
+		HTTPHeadSize:      orDefault(l.HTTPHeadSize, 64<<10),
 		HTTPHead:          orDefault(l.HTTPHead, 10*time.Second),
 		Resolve:           orDefault(l.Resolve, 5*time.Second),
 		Connect:           orDefault(l.Connect, 10*time.Second),

@@ -96,7 +96,7 @@ func (f *flow) converse() {
 	head, kind := f.peek()
 	switch kind {
 	case "tls":
-		h, err := readHello(io.MultiReader(bytes.NewReader(head), f.client))
+		h, err := f.hello(head)
 		reason, claimed := checkHello(h, err, f.host, f.slot.gateway.guard.rules.Load().allowECH)
 		if reason != ReasonOK {
 			f.record(Record{Protocol: "tls", Reason: reason, ClaimedHost: claimed, ECH: h.ech})
@@ -123,7 +123,7 @@ func (f *flow) refuse(reason Reason) {
 	head, kind := f.peek()
 	switch kind {
 	case "tls":
-		h, err := readHello(io.MultiReader(bytes.NewReader(head), f.client))
+		h, err := f.hello(head)
 		f.record(Record{Protocol: "tls", Reason: reason, ClaimedHost: f.claimed(h.sni, err), ECH: h.ech})
 		f.alert()
 	case "http":
@@ -133,6 +133,11 @@ func (f *flow) refuse(reason Reason) {
 		f.record(Record{Protocol: "tcp", Reason: reason})
 		f.reset()
 	}
+}
+
+// hello reads the rest of a ClientHello that began with head.
+func (f *flow) hello(head []byte) (hello, error) {
+	return readHello(io.MultiReader(bytes.NewReader(head), f.client), f.slot.gateway.config.Limits.HelloSize)
 }
 
 // claimed is the name a client sent, as records show it.

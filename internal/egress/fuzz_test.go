@@ -206,7 +206,7 @@ func FuzzClientHello(f *testing.F) {
 	}
 	host := mustHost(f, "ok.example.com")
 	f.Fuzz(func(t *testing.T, raw []byte, first, second int) {
-		h, err := readHello(bytes.NewReader(raw))
+		h, err := readHello(bytes.NewReader(raw), maxHello)
 		reason, _ := checkHello(h, err, host, false)
 		if len(h.raw) > maxHello || !bytes.HasPrefix(raw, h.raw) {
 			t.Fatalf("read %d bytes that were not sent", len(h.raw))
@@ -216,7 +216,7 @@ func FuzzClientHello(f *testing.F) {
 			splits["byte by byte"] = iotest.OneByteReader(bytes.NewReader(raw))
 		}
 		for how, r := range splits {
-			h1, err1 := readHello(r)
+			h1, err1 := readHello(r, maxHello)
 			if r1, _ := checkHello(h1, err1, host, false); r1 != reason {
 				t.Errorf("whole: %s, %s: %s", reason, how, r1)
 			}

@@ -475,4 +475,7 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
+// maxHello is the default limit of a ClientHello.
+const maxHello = 18 << 10
+
 func discardLogger() *slog.Logger { return slog.New(slog.DiscardHandler) }

@@ -10,10 +10,7 @@ import (
 	"time"
 )
 
-const (
-	maxHello     = 18 << 10
-	extensionECH = 0xfe0d
-)
+const extensionECH = 0xfe0d
 
 // hello is what a ClientHello tells.
 type hello struct {
@@ -26,14 +23,14 @@ var errHello = errors.New("malformed ClientHello")
 
 // readHello reads a ClientHello with the parser of the standard library, which
 // takes it over any number of records and segments and refuses duplicate
-// extensions, several names and a trailing dot. It reads at most maxHello
+// extensions, several names and a trailing dot. It reads at most limit
 // bytes; the caller sets the deadline. What was read is returned with an error
 // too.
-func readHello(r io.Reader) (hello, error) {
+func readHello(r io.Reader, limit int) (hello, error) {
 	var h hello
 	var read bytes.Buffer
 	seen := false
-	peek := &peekConn{Reader: io.TeeReader(io.LimitReader(r, maxHello), &read)}
+	peek := &peekConn{Reader: io.TeeReader(io.LimitReader(r, int64(limit)), &read)}
 	server := tls.Server(peek, &tls.Config{
 		MinVersion: tls.VersionTLS10, // not spoken; only so that no hello is turned away here
 		GetConfigForClient: func(info *tls.ClientHelloInfo) (*tls.Config, error) {

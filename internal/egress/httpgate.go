@@ -16,8 +16,6 @@ import (
 	"time"
 )
 
-const maxHTTPHead = 64 << 10
-
 // gateConn is a connection that speaks plain HTTP, on its way through the gate.
 type gateConn struct {
 	*net.TCPConn
@@ -96,7 +94,7 @@ func (s *slot) newHTTPServer() *http.Server {
 		Handler:                      http.HandlerFunc(s.handleHTTP),
 		ReadHeaderTimeout:            s.gateway.config.Limits.HTTPHead,
 		IdleTimeout:                  s.gateway.config.Limits.Idle,
-		MaxHeaderBytes:               maxHTTPHead,
+		MaxHeaderBytes:               s.gateway.config.Limits.HTTPHeadSize,
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     log.New(io.Discard, "", 0), // may quote what a client sent
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {

@@ -107,7 +107,7 @@ func TestCheckHello(t *testing.T) {
 		{"E084", "cut", withSNI(t, "ok.example.com")[:60], ReasonHelloMalformed, ""},
 	}
 	for _, tt := range tests {
-		h, err := readHello(bytes.NewReader(tt.hello))
+		h, err := readHello(bytes.NewReader(tt.hello), maxHello)
 		got, claimed := checkHello(h, err, host, false)
 		if got != tt.want || claimed != tt.claimed {
 			t.Errorf("%s, %s: %s %q (%v), want %s %q", tt.number, tt.name, got, claimed, err, tt.want, tt.claimed)
@@ -117,7 +117,7 @@ func TestCheckHello(t *testing.T) {
 		}
 	}
 	// E086: with the operator's word.
-	h, err := readHello(bytes.NewReader(tests[14].hello))
+	h, err := readHello(bytes.NewReader(tests[14].hello), maxHello)
 	if got, _ := checkHello(h, err, host, true); got != ReasonOK || !h.ech {
 		t.Errorf("E086: %s, ech %v", got, h.ech)
 	}

@@ -103,7 +103,8 @@ func (t *Templates) find(name, inputs string) *Manifest {
 func (t *Templates) base(m *Manifest) *Base {
 	b := m.Base
 	b.Env, b.Managers, b.Runtimes = slices.Clone(b.Env), maps.Clone(b.Managers), maps.Clone(b.Runtimes)
-	b.Registries = applyOverrides(b.Registries, t.overrides[m.Template], t.overrides["*"])
+	overrides := *t.overrides.Load()
+	b.Registries = applyOverrides(b.Registries, overrides[m.Template], overrides["*"])
 	b.Dir = filepath.Join(t.basesDir(), m.Digest, "rootfs")
 	return &b
 }

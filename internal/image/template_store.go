@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -45,8 +46,8 @@ type TemplatesConfig struct {
 type Templates struct {
 	cache     string
 	decls     map[string]Declaration
-	parents   map[string]string // template → the one whose root it takes over, of those that add no packages
-	overrides map[string]map[string][]Registry
+	parents   map[string]string                                // template → the one whose root it takes over, of those that add no packages
+	overrides atomic.Pointer[map[string]map[string][]Registry] // SetRegistries replaces it
 	extraCA   string
 	log       *slog.Logger
 	openBox   OpenBox
@@ -108,11 +109,21 @@ func NewTemplates(c TemplatesConfig) (*Templates, error) {
 		}
 	}
 	t.decls = resolved
-	t.overrides, err = parseOverrides(c.RegistryOverrides, t.Known)
-	if err := errors.Join(append(errs, err)...); err != nil {
+	if err := errors.Join(append(errs, t.SetRegistries(c.RegistryOverrides))...); err != nil {
 		return nil, err
 	}
 	return t, nil
+}
+
+// SetRegistries replaces the operator's registries (TemplatesConfig.RegistryOverrides) in every base that is asked for
+// from now on. After an error the old ones stand.
+func (t *Templates) SetRegistries(in map[string]map[string][]string) error {
+	overrides, err := parseOverrides(in, t.Known)
+	if err != nil {
+		return err
+	}
+	t.overrides.Store(&overrides)
+	return nil
 }
 
 // Names lists the declared templates, sorted.

@@ -1,0 +1,106 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+
+	"github.com/atoll-run/atoll/internal/egress"
+	"github.com/atoll-run/atoll/internal/image"
+)
+
+func sessionMeta(rec SessionRecord) egress.Meta {
+	return egress.Meta{SessionID: rec.ID, WorkspaceID: rec.Workspace, EnvironmentID: rec.Environment, Source: egress.SourceSandbox}
+}
+
+// sessionPolicy is what a session's network may reach: fixed when the sandbox
+// is made.
+func sessionPolicy(env SessionEnvironment, registries []image.Registry) egress.Spec {
+	if env.Networking.Type == "unrestricted" {
+		return egress.Spec{Mode: egress.ModeUnrestricted}
+	}
+	spec := egress.Spec{Mode: egress.ModeLimited, AllowedHosts: env.Networking.AllowedHosts}
+	if env.Networking.AllowMCPServers {
+		spec.Endpoints = append(spec.Endpoints, env.MCPEndpoints...)
+	}
+	if env.Networking.AllowPackageManagers {
+		spec.Endpoints = append(spec.Endpoints, registryEndpoints(registries)...)
+	}
+	return spec
+}
+
+// openNetwork makes the network of a session's new sandbox.
+func (s *Sandboxes) openNetwork(ctx context.Context, rec SessionRecord, env SessionEnvironment, base *image.Base) (netns string, err error) {
+	s.policies.RLock()
+	defer s.policies.RUnlock()
+	registries, ok := s.builds.registries(base.Digest)
+	if !ok {
+		registries = base.Registries
+	}
+	policy, err := egress.Compile(sessionPolicy(env, registries))
+	if err != nil {
+		return "", fmt.Errorf("compiling the network policy: %w", err)
+	}
+	meta := sessionMeta(rec)
+	meta.Base = base.Digest
+	netns, err = s.network.Open(ctx, rec.ID, meta, policy)
+	if err != nil {
+		return "", fmt.Errorf("making the session's network: %w", err)
+	}
+	return netns, nil
+}
+
+// RegistriesChanged puts every session's network, of running and of hibernating
+// sandboxes, under a policy with the registries as the operator sets them now;
+// what that does not allow is closed before it returns. Everything else in a
+// policy stays as it was when the sandbox was made. It returns how many policies
+// changed. One that could not be changed stays as it was and is in the error.
+func (s *Sandboxes) RegistriesChanged(ctx context.Context) (changed int, err error) {
+	s.policies.Lock()
+	defer s.policies.Unlock()
+	s.builds.registriesChanged()
+	var live []SessionRecord
+	err = s.store.LiveSessions(ctx, func(rec SessionRecord) error {
+		live = append(live, rec)
+		return nil
+	})
+	if err != nil {
+		return 0, fmt.Errorf("reading live sessions: %w", err)
+	}
+	var failed []error
+	for _, rec := range live {
+		switch altered, err := s.repolicy(ctx, rec); {
+		case errors.Is(err, egress.ErrNotFound): // no network yet, or no more
+		case err != nil:
+			failed = append(failed, fmt.Errorf("changing the network policy of %s: %w", rec.ID, err))
+		case altered:
+			changed++
+		}
+	}
+	return changed, errors.Join(failed...)
+}
+
+// repolicy compiles one session's policy again and installs it if it differs.
+func (s *Sandboxes) repolicy(ctx context.Context, rec SessionRecord) (bool, error) {
+	meta, spec, err := s.network.Describe(rec.ID)
+	if err != nil {
+		return false, err
+	}
+	env, err := SessionConfig(rec)
+	if err != nil {
+		return false, err
+	}
+	registries, ok := s.builds.registries(meta.Base)
+	if !ok && env.Networking.AllowPackageManagers {
+		return false, fmt.Errorf("the template version %q is gone", meta.Base)
+	}
+	policy, err := egress.Compile(sessionPolicy(env, registries))
+	if err != nil {
+		return false, fmt.Errorf("compiling the network policy: %w", err)
+	}
+	if reflect.DeepEqual(policy.Spec(), spec) {
+		return false, nil
+	}
+	return true, s.network.Update(ctx, rec.ID, policy)
+}

@@ -16,8 +16,8 @@ import (
 	"github.com/atoll-run/atoll/internal/store"
 )
 
-// adminSocketFile is where a running server answers the management of keys and
-// of the layer cache, in the data directory, mode 0600.
+// adminSocketFile is where a running server answers the management of keys, of
+// the layer cache and of its configuration, in the data directory, mode 0600.
 const adminSocketFile = "admin.sock"
 
 // databaseFile is the database in the data directory.
@@ -60,10 +60,10 @@ func socketClient(socket string) *client {
 	}
 }
 
-// serveAdmin answers key and cache management on the data directory's socket until ctx
+// serveAdmin answers the management of keys, cache and configuration on the data directory's socket until ctx
 // ends. The caller holds the database's lock, so that a socket that is there
 // already is a dead server's.
-func serveAdmin(ctx context.Context, data string, keys httpapi.AdminKeys, cache httpapi.AdminCache) error {
+func serveAdmin(ctx context.Context, data string, keys httpapi.AdminKeys, cache httpapi.AdminCache, reload httpapi.AdminReload) error {
 	path := filepath.Join(data, adminSocketFile)
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing the old admin socket: %w", err)
@@ -83,7 +83,7 @@ func serveAdmin(ctx context.Context, data string, keys httpapi.AdminKeys, cache 
 	if err := errors.Join(os.Chmod(made, 0o600), os.Rename(made, path)); err != nil {
 		return errors.Join(fmt.Errorf("making the admin socket: %w", err), listener.Close())
 	}
-	server := &http.Server{Handler: httpapi.Admin(keys, cache), ReadHeaderTimeout: 10 * time.Second}
+	server := &http.Server{Handler: httpapi.Admin(keys, cache, reload), ReadHeaderTimeout: 10 * time.Second}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() }) // its error is the listener's, closed
 	defer stop()
 	err = server.Serve(listener)

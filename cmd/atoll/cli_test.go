@@ -169,7 +169,7 @@ func TestKeys(t *testing.T) {
 	db, service = open()
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- serveAdmin(ctx, dir, service, nil) }()
+	go func() { ended <- serveAdmin(ctx, dir, service, nil, nil) }()
 	for deadline := time.Now().Add(10 * time.Second); ; {
 		if info, err := os.Stat(filepath.Join(dir, adminSocketFile)); err == nil {
 			if info.Mode().Perm() != 0o600 {

@@ -74,6 +74,7 @@ type commands struct {
 	Doctor   doctorCmd   `cmd:"" help:"Check every prerequisite and say how to get what is missing."`
 	Key      keyCmd      `cmd:"" help:"Create, list and revoke API keys."`
 	Template templateCmd `cmd:"" help:"List, show and build base templates."`
+	Reload   reloadCmd   `cmd:"" help:"Let the running server take up a changed configuration file."`
 	Cache    cacheCmd    `cmd:"" help:"Show and prune the package layers."`
 	Exec     execCmd     `cmd:"" help:"Run a command in a session's sandbox and exit with its code."`
 	Shell    shellCmd    `cmd:"" help:"Open an interactive shell in a session's sandbox."`

@@ -105,7 +105,8 @@ func (c serveCmd) Run(ctx context.Context, io *streams) error {
 		return err
 	}
 	log := cfg.logger(io.err)
-	return serve(ctx, cfg, log, func(url string) { greet(io.out, url, cfg) })
+	again := func() (Config, error) { return c.load(io, c.Listen) }
+	return serve(ctx, cfg, again, log, func(url string) { greet(io.out, url, cfg) })
 }
 
 // greet says how to use the server that has just become ready.

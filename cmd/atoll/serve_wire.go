@@ -32,10 +32,10 @@ const pooledNetworks = 8
 // shutdownPatience is how long requests under way may take to finish.
 const shutdownPatience = 10 * time.Second
 
-// serve runs the server until ctx ends. ready is called once with the base URL
-// when requests are answered.
-func serve(ctx context.Context, cfg Config, log *slog.Logger, ready func(url string)) (err error) {
-	w := &wiring{cfg: cfg, log: log, metrics: prometheus.NewRegistry()}
+// serve runs the server until ctx ends. again reads the configuration anew for a
+// reload. ready is called once with the base URL when requests are answered.
+func serve(ctx context.Context, cfg Config, again func() (Config, error), log *slog.Logger, ready func(url string)) (err error) {
+	w := &wiring{cfg: cfg, again: again, log: log, metrics: prometheus.NewRegistry()}
 	// What was opened is closed in the opposite order, whatever happens.
 	defer func() { err = errors.Join(err, w.close()) }()
 	for _, step := range []func(context.Context) error{w.openStore, w.openEngine, w.openNetwork, w.openImages, w.openControl} {
@@ -49,6 +49,7 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, ready func(url str
 // wiring holds the parts of a running server while they are put together.
 type wiring struct {
 	cfg     Config
+	again   func() (Config, error)
 	log     *slog.Logger
 	metrics *prometheus.Registry
 	closers []func() error
@@ -199,13 +200,15 @@ func (w *wiring) serve(ctx context.Context, ready func(url string)) error {
 	}
 	failed := make(chan error, 2)
 	var background sync.WaitGroup
+	reload := &reloader{wiring: w, read: w.again, at: w.cfg}
 	go func() { failed <- server.Serve(listener) }()
 	background.Go(func() {
-		if err := serveAdmin(requests, w.cfg.Data, w.service, w.cache); err != nil {
+		if err := serveAdmin(requests, w.cfg.Data, w.service, w.cache, reload); err != nil {
 			failed <- err
 		}
 	})
 	background.Go(func() { w.cache.Run(requests) })
+	background.Go(func() { reload.follow(requests) })
 	url := "http://" + listener.Addr().String()
 	w.log.InfoContext(ctx, "ready", "url", url)
 	ready(url)

@@ -43,6 +43,19 @@ type AdminCache interface {
 	Prune(ctx context.Context) (control.CachePruned, error)
 }
 
+// AdminReload takes up a changed configuration.
+type AdminReload interface {
+	Reload(ctx context.Context) (AdminReloaded, error)
+}
+
+// AdminReloaded is what came of a reload.
+type AdminReloaded struct {
+	// Sessions whose network policy changed.
+	Sessions int `json:"sessions"`
+	// NeedRestart names settings that differ and were not taken up.
+	NeedRestart []string `json:"need_restart"`
+}
+
 // Admin answers key and cache management for the operator's command line. It asks for no
 // credential and must only be served on a socket that the operator alone can
 // open. Workspaces are given by name or id.
@@ -52,7 +65,8 @@ type AdminCache interface {
 //	POST /keys/{id}/revoke        revokes one (?workspace=)
 //	GET  /cache                   lists the package layers
 //	POST /cache/prune             removes those that nothing uses
-func Admin(keys AdminKeys, cache AdminCache) http.Handler {
+//	POST /reload                  takes up a changed configuration
+func Admin(keys AdminKeys, cache AdminCache, reload AdminReload) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /keys", func(w http.ResponseWriter, r *http.Request) {
 		adminReply(w, func() (any, error) { return AdminList(r.Context(), keys, r.URL.Query().Get("workspace")) })
@@ -78,6 +92,9 @@ func Admin(keys AdminKeys, cache AdminCache) http.Handler {
 	})
 	mux.HandleFunc("POST /cache/prune", func(w http.ResponseWriter, r *http.Request) {
 		adminReply(w, func() (any, error) { return cache.Prune(r.Context()) })
+	})
+	mux.HandleFunc("POST /reload", func(w http.ResponseWriter, r *http.Request) {
+		adminReply(w, func() (any, error) { return reload.Reload(r.Context()) })
 	})
 	return mux
 }

@@ -1,0 +1,37 @@
+package control
+
+import (
+	"context"
+
+	"github.com/atoll-run/atoll/internal/sandbox"
+)
+
+// errNoTools: the engine's sandboxes hold no tools.
+var errNoTools = Faultf(Invalid, "This server's sandboxes cannot run an agent's tools.")
+
+// RunTool runs a tool call in the session's sandbox exactly once, waiting for
+// the sandbox to be ready; see sandbox.Tools. When ctx ends, the call goes on
+// and the same call asked for again gives its result.
+func (s *Sandboxes) RunTool(ctx context.Context, caller Caller, session string, call sandbox.ToolCall) (sandbox.ToolResult, error) {
+	tools, ok := s.engine.(sandbox.Tools)
+	if !ok {
+		return sandbox.ToolResult{}, errNoTools
+	}
+	var result sandbox.ToolResult
+	err := s.use(ctx, caller, session, func(u usage) (err error) {
+		result, err = tools.RunTool(ctx, u.id, call)
+		return err
+	})
+	return result, err
+}
+
+// CancelTool ends a tool call of the session; see sandbox.Tools.
+func (s *Sandboxes) CancelTool(ctx context.Context, caller Caller, session, call string) error {
+	tools, ok := s.engine.(sandbox.Tools)
+	if !ok {
+		return errNoTools
+	}
+	return s.use(ctx, caller, session, func(u usage) error {
+		return tools.CancelTool(ctx, u.id, call)
+	})
+}

@@ -32,9 +32,11 @@ var house = map[string]struct{ imports, tests []string }{
 	"internal/egress":                    {},
 	"internal/image":                     {},
 	"internal/control":                   {imports: []string{"api", "internal/sandbox", "internal/egress", "internal/image"}, tests: []string{"internal/store"}},
-	"internal/store":                     {imports: []string{"internal/control"}, tests: []string{"internal/store/storetest"}},
-	"internal/store/storetest":           {imports: []string{"internal/control"}},
-	"internal/httpapi":                   {imports: []string{"api", "internal/control", "internal/sandbox", "internal/egress"}, tests: []string{"internal/store", "internal/httpapi/wiretest"}},
+	// looptest plays an agent loop for tests.
+	"internal/control/looptest": {imports: []string{"api", "internal/control"}},
+	"internal/store":            {imports: []string{"internal/control"}, tests: []string{"internal/store/storetest"}},
+	"internal/store/storetest":  {imports: []string{"internal/control"}},
+	"internal/httpapi":          {imports: []string{"api", "internal/control", "internal/sandbox", "internal/egress"}, tests: []string{"internal/store", "internal/httpapi/wiretest", "internal/control/looptest"}},
 	// wiretest holds replies to the official OpenAPI document.
 	"internal/httpapi/wiretest": {},
 	"internal/agent":            {imports: []string{"api", "internal/control", "internal/agent/toolset"}, tests: []string{"internal/store", "internal/agent/modeltest"}},

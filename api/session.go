@@ -71,14 +71,14 @@ type CacheCreation struct {
 
 // SessionCreate is the body of a create.
 type SessionCreate struct {
-	Agent         AgentChoice            `json:"agent" api:"required"`
-	EnvironmentID string                 `json:"environment_id" api:"required"`
-	Title         Opt[string]            `json:"title,omitzero"`
-	Metadata      Opt[map[string]string] `json:"metadata,omitzero"`
-	Resources     Opt[[]json.RawMessage] `json:"resources,omitzero"`
-	VaultIDs      Opt[[]string]          `json:"vault_ids,omitzero"`
-	InitialEvents Opt[[]json.RawMessage] `json:"initial_events,omitzero"`
-	Budget        Opt[json.RawMessage]   `json:"budget,omitzero"`
+	Agent         AgentChoice               `json:"agent" api:"required"`
+	EnvironmentID string                    `json:"environment_id" api:"required"`
+	Title         Opt[string]               `json:"title,omitzero"`
+	Metadata      Opt[map[string]string]    `json:"metadata,omitzero"`
+	Resources     Opt[[]json.RawMessage]    `json:"resources,omitzero"`
+	VaultIDs      Opt[[]string]             `json:"vault_ids,omitzero"`
+	InitialEvents Opt[[]InitialEventParams] `json:"initial_events,omitzero"`
+	Budget        Opt[json.RawMessage]      `json:"budget,omitzero"`
 }
 
 // AgentChoice says which agent a session runs: a string, which is the id, or

@@ -61,6 +61,7 @@ type wiring struct {
 	builder   *image.Builder
 	sandboxes *control.Sandboxes
 	service   *control.Service
+	turns     *control.Turns
 	cache     *control.Cache
 }
 
@@ -146,7 +147,8 @@ func (w *wiring) openControl(ctx context.Context) error {
 		w.log.ErrorContext(ctx, "reconciling left something behind", "error", err)
 	}
 	w.cache = &control.Cache{Store: w.store, Builder: w.builder, Quota: int64(w.cfg.Packages.Quota), Report: w.pruned}
-	w.service = control.New(control.Config{Store: w.store, Logger: w.log, Templates: w.templates, Runtime: w.sandboxes})
+	w.turns = control.NewTurns(w.store, nil)
+	w.service = control.New(control.Config{Store: w.store, Logger: w.log, Templates: w.templates, Runtime: w.sandboxes, Turns: w.turns})
 	if err := registerGauges(w.metrics, w.sandboxes, builds); err != nil {
 		return err
 	}
@@ -198,6 +200,7 @@ func (w *wiring) serve(ctx context.Context, ready func(url string)) error {
 		BaseContext: func(net.Listener) context.Context { return requests },
 		ErrorLog:    slog.NewLogLogger(w.log.Handler(), slog.LevelDebug),
 	}
+	server.RegisterOnShutdown(w.turns.Close)
 	failed := make(chan error, 2)
 	var background sync.WaitGroup
 	reload := &reloader{wiring: w, read: w.again, at: w.cfg}

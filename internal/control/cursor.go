@@ -21,6 +21,11 @@ type cursor struct {
 	ID      string `json:"i,omitempty"`
 	Back    bool   `json:"b,omitempty"` // the page before, not after
 	Version int    `json:"v,omitempty"` // of an agent, instead of Created and ID
+
+	// Of a list of events, instead of all but Scope: see eventWalk.
+	Seq   int64 `json:"q,omitempty"`
+	Place int64 `json:"p,omitempty"`
+	Edge  int64 `json:"e,omitempty"`
 }
 
 const cursorPrefix = "page_"
@@ -58,7 +63,13 @@ func readCursor(text, scope string) (cursor, error) {
 	if dec.Decode(&c) != nil || c.String() != text || c.Scope != scope || c.Created < 0 || c.Version < 0 {
 		return cursor{}, bad
 	}
-	if (c.ID == "") == (c.Version == 0) || !cursorTime(c.Created) {
+	forms := 0
+	for _, there := range []bool{c.ID != "", c.Version != 0, c.Seq != 0 || c.Place != 0} {
+		if there {
+			forms++
+		}
+	}
+	if forms != 1 || !cursorTime(c.Created) || c.Seq < 0 || c.Place < 0 || c.Edge < 0 {
 		return cursor{}, bad
 	}
 	return c, nil

@@ -3,6 +3,8 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
+	"time"
 
 	"github.com/atoll-run/atoll/api"
 )
@@ -53,7 +55,11 @@ func (s *Service) CreateSession(ctx context.Context, caller Caller, req api.Sess
 	if err := d.set(&rec); err != nil {
 		return api.Session{}, err
 	}
-	switch err := s.store.CreateSession(ctx, rec); {
+	initial, err := s.initialEvents(req.InitialEvents.Value, now)
+	if err != nil {
+		return api.Session{}, err
+	}
+	switch err := s.store.CreateSession(ctx, rec, initial...); {
 	case errors.Is(err, ErrStale):
 		return api.Session{}, environmentArchived(req.EnvironmentID)
 	case err != nil:
@@ -62,7 +68,26 @@ func (s *Service) CreateSession(ctx context.Context, caller Caller, req api.Sess
 	if s.runtime != nil {
 		s.runtime.SessionCreated(rec)
 	}
+	if len(initial) > 0 {
+		s.loop.Wake(rec)
+	}
 	return s.sessionReply(rec)
+}
+
+// initialEvents are the events that a session begins with, as they wait in its
+// queue.
+func (s *Service) initialEvents(params []api.InitialEventParams, now time.Time) (events []EventRecord, err error) {
+	if len(params) > 0 && s.loop == nil {
+		return nil, noLoop()
+	}
+	for _, p := range params {
+		e := EventRecord{ID: s.turns.EventID(), Type: p.Type, CreatedAt: now}
+		if e.Fields, err = p.Fields(); err != nil {
+			return nil, fmt.Errorf("writing the fields of an event: %w", err)
+		}
+		events = append(events, e)
+	}
+	return events, nil
 }
 
 func checkSessionCreate(req api.SessionCreate) error {
@@ -71,8 +96,8 @@ func checkSessionCreate(req api.SessionCreate) error {
 		return unsupported("resources")
 	case len(req.VaultIDs.Value) > 0:
 		return unsupported("vault_ids")
-	case len(req.InitialEvents.Value) > 0:
-		return unsupported("initial_events")
+	case len(req.InitialEvents.Value) > api.MaxInitialEvents:
+		return badField("initial_events", "List should have at most %d items", api.MaxInitialEvents)
 	case req.Budget.Given():
 		return unsupported("budget")
 	case len(req.Agent.Skills.Value) > 0:

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
@@ -21,6 +22,11 @@ type SessionQuery struct {
 	CreatedGT, CreatedGTE, CreatedLT, CreatedLTE time.Time
 }
 
+// sessionStatuses are the statuses of sessions and threads.
+var sessionStatuses = []string{api.SessionRescheduling, api.SessionRunning, api.SessionIdle, api.SessionTerminated}
+
+const statusesReason = "Input should be 'rescheduling', 'running', 'idle' or 'terminated'"
+
 func (q SessionQuery) filter() (SessionFilter, error) {
 	f := SessionFilter{
 		Agent: q.Agent, AgentVersion: q.AgentVersion.Or(0), Statuses: q.Statuses, IncludeArchived: q.IncludeArchived,
@@ -35,10 +41,9 @@ func (q SessionQuery) filter() (SessionFilter, error) {
 	if q.Order != "" && q.Order != "asc" && q.Order != "desc" {
 		return f, badField("order", "Input should be 'asc' or 'desc'")
 	}
-	known := []string{api.SessionRescheduling, api.SessionRunning, api.SessionIdle, api.SessionTerminated}
 	for i, status := range q.Statuses {
-		if !slices.Contains(known, status) {
-			return f, Faultf(Invalid, "statuses[%d]: Input should be 'rescheduling', 'running', 'idle' or 'terminated'", i)
+		if !slices.Contains(sessionStatuses, status) {
+			return f, badField(fmt.Sprintf("statuses[%d]", i), statusesReason)
 		}
 	}
 	f.Statuses = slices.Compact(slices.Sorted(slices.Values(q.Statuses)))

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"io"
 	"sync"
+	"time"
 
 	"github.com/atoll-run/atoll/api"
 )
@@ -228,9 +229,12 @@ func (s *Stream) end(last Frame) {
 	s.signal()
 }
 
-// Next waits for frames and takes them. It answers io.EOF when the stream has
-// ended: the session was deleted, or the server shuts down.
-func (s *Stream) Next(ctx context.Context) ([]Frame, error) {
+// Next waits for frames and takes them; none when none came in so long. It
+// answers io.EOF when the stream has ended: the session was deleted, or the server
+// shuts down.
+func (s *Stream) Next(ctx context.Context, patience time.Duration) ([]Frame, error) {
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
 	for {
 		frames, behind, err := s.take()
 		if len(frames) > 0 || err != nil {
@@ -244,6 +248,8 @@ func (s *Stream) Next(ctx context.Context) ([]Frame, error) {
 		}
 		select {
 		case <-s.wake:
+		case <-timer.C:
+			return nil, nil
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
@@ -284,4 +290,18 @@ func (s *Stream) catchUp(ctx context.Context) error {
 	// the session was deleted.
 	s.behind = more || s.seen > s.at && len(events) > 0
 	return nil
+}
+
+// Streams is how many streams a session has, or with no session named, all.
+func (t *Turns) Streams(session string) int {
+	t.hub.mu.Lock()
+	defer t.hub.mu.Unlock()
+	if session != "" {
+		return len(t.hub.sessions[session])
+	}
+	sum := 0
+	for _, streams := range t.hub.sessions {
+		sum += len(streams)
+	}
+	return sum
 }

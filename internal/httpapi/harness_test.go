@@ -13,10 +13,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/atoll-run/atoll/internal/control"
+	"github.com/atoll-run/atoll/internal/control/looptest"
 	"github.com/atoll-run/atoll/internal/httpapi"
 	"github.com/atoll-run/atoll/internal/httpapi/wiretest"
 	"github.com/atoll-run/atoll/internal/store"
@@ -70,6 +72,8 @@ type rig struct {
 	service   *control.Service
 	store     *store.Store
 	runtime   *watcher
+	turns     *control.Turns
+	loop      *looptest.Player
 	log       *syncBuffer
 	workspace string
 	metrics   *prometheus.Registry
@@ -109,19 +113,26 @@ func newRig(t *testing.T, sandboxes httpapi.Sandboxes) *rig {
 		}
 	})
 	r := &rig{t: t, store: db, runtime: &watcher{store: db}, log: &syncBuffer{}, metrics: prometheus.NewRegistry()}
-	r.service = control.New(control.Config{Store: db, Templates: templates{"base", "code_interpreter", "slim"}, Runtime: r.runtime})
+	r.turns = control.NewTurns(db, nil)
+	r.loop = looptest.New(r.turns, func(err error) { t.Error(err) })
+	t.Cleanup(r.loop.Close)
+	r.service = control.New(control.Config{Store: db, Templates: templates{"base", "code_interpreter", "slim"}, Runtime: r.runtime,
+		Turns: r.turns, Loop: r.loop})
 	if r.workspace, _, err = r.service.EnsureDefault(ctx, key); err != nil {
 		t.Fatal(err)
 	}
 	h, err := httpapi.New(httpapi.Config{
 		Service: r.service, Sandboxes: sandboxes, Metrics: r.metrics,
-		Logger: slog.New(slog.NewJSONHandler(r.log, nil)),
+		Logger: slog.New(slog.NewJSONHandler(r.log, nil)), Ping: 50 * time.Millisecond, StreamWait: time.Second,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ts := httptest.NewServer(h)
-	t.Cleanup(ts.Close)
+	t.Cleanup(func() {
+		r.turns.Close() // streams end, or the server would wait for them
+		ts.Close()
+	})
 	r.url = ts.URL
 	r.client = &http.Client{Transport: wiretest.Transport(t, nil)}
 	return r

@@ -9,12 +9,14 @@
 package httpapi
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
 	"net/http"
 	"path"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -33,6 +35,12 @@ type Config struct {
 	// Metrics gets the request metrics and is served at /metrics. Nil means a
 	// registry of the handler's own.
 	Metrics *prometheus.Registry
+	// Ping is how long a stream of events may be silent before it says that it is
+	// alive; zero means 15 seconds.
+	Ping time.Duration
+	// StreamWait is how long a stream waits for a client that does not read,
+	// before it is ended; zero means a minute.
+	StreamWait time.Duration
 	// Health tells whether the server can work, for /healthz. Nil means always.
 	Health func(context.Context) error
 }
@@ -45,6 +53,8 @@ type server struct {
 	health    func(context.Context) error
 	metrics   *metrics
 	mux       *http.ServeMux
+
+	ping, streamWait time.Duration
 }
 
 // handler answers one route for a caller who was let in. An error that it
@@ -69,7 +79,8 @@ func New(cfg Config) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &server{service: cfg.Service, sandboxes: cfg.Sandboxes, log: cfg.Logger, health: cfg.Health, metrics: m, mux: http.NewServeMux()}
+	s := &server{service: cfg.Service, sandboxes: cfg.Sandboxes, log: cfg.Logger, health: cfg.Health, metrics: m, mux: http.NewServeMux(),
+		ping: cmp.Or(cfg.Ping, 15*time.Second), streamWait: cmp.Or(cfg.StreamWait, time.Minute)}
 	for pattern, byMethod := range s.routes() {
 		s.mux.Handle(pattern, s.serve(byMethod))
 	}
@@ -94,6 +105,14 @@ func (s *server) routes() map[string]methods {
 		"/v1/sessions":                  {"POST": s.createSession, "GET": s.listSessions},
 		"/v1/sessions/{id}":             {"GET": s.getSession, "POST": s.updateSession, "DELETE": s.deleteSession},
 		"/v1/sessions/{id}/archive":     {"POST": s.archiveSession},
+
+		"/v1/sessions/{id}/events":                   {"POST": s.sendEvents, "GET": s.listEvents},
+		"/v1/sessions/{id}/events/stream":            {"GET": s.streamEvents},
+		"/v1/sessions/{id}/threads":                  {"GET": s.listThreads},
+		"/v1/sessions/{id}/threads/{thread}":         {"GET": s.getThread},
+		"/v1/sessions/{id}/threads/{thread}/archive": {"POST": s.archiveThread},
+		"/v1/sessions/{id}/threads/{thread}/events":  {"GET": s.listThreadEvents},
+		"/v1/sessions/{id}/threads/{thread}/stream":  {"GET": s.streamThread},
 	}
 	if s.sandboxes == nil {
 		return all

@@ -158,7 +158,7 @@ func TestSessionRefused(t *testing.T) {
 		{"metadata", create(agent, env, `"metadata":{`+pairs(17)+`}`), 400, "metadata: Dictionary should have at most 16 items"},
 		{"resources", create(agent, env, `"resources":[{"type":"file","file_id":"x"}]`), 400, "resources: not supported yet by this server"},
 		{"vaults", create(agent, env, `"vault_ids":["x"]`), 400, "vault_ids: not supported yet by this server"},
-		{"events", create(agent, env, `"initial_events":[{"type":"user.message"}]`), 400, "initial_events: not supported yet by this server"},
+		{"events", create(agent, env, `"initial_events":[{"type":"user.message"}]`), 400, "initial_events[0].content: Field required"},
 		{"budget", create(agent, env, `"budget":{"type":"limit"}`), 400, "budget: not supported yet by this server"},
 		{"unknown", create(agent, env, `"color":1`), 400, "color: Extra inputs are not permitted"},
 		{"foreign agent", create("agent_x", env, ""), 404, "Agent agent_x not found."},

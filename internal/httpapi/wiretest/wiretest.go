@@ -197,7 +197,7 @@ func checkEnvelope(body []byte) error {
 	return nil
 }
 
-// transport checks each JSON reply that passes.
+// transport checks each JSON reply and each frame of a stream that passes.
 type transport struct {
 	t    testing.TB
 	doc  *Document
@@ -221,6 +221,12 @@ func (tr *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	sandBase := strings.HasPrefix(r.Header.Get("X-Api-Key"), "sk-sb-") ||
 		r.Header.Get("X-Api-Key") == "" && strings.HasPrefix(r.Header.Get("Authorization"), "Bearer sk-sb-")
 	resp, err := tr.next.RoundTrip(r)
+	if err == nil && strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream") {
+		resp.Body = struct {
+			io.Reader
+			io.Closer
+		}{io.TeeReader(resp.Body, tr.doc.Frames(tr.t, r.URL.Path)), resp.Body}
+	}
 	if err != nil || !strings.HasPrefix(resp.Header.Get("Content-Type"), "application/json") {
 		return resp, err
 	}

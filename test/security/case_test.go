@@ -44,6 +44,7 @@ func (s *stand) try(t *testing.T, number string, f func(c *attempt)) {
 // finish fails the case for whatever is left that nothing expected.
 func (c *attempt) finish(when string) {
 	c.Helper()
+	world.settle()
 	s := c.s
 	s.mu.Lock()
 	var decisions []string
@@ -139,6 +140,7 @@ func (c *attempt) upstream(want ...string) {
 // packets takes note of the packets that were sent; each must be expected.
 func (c *attempt) packets(expected func(string) bool) {
 	c.Helper()
+	world.settle()
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
 	for _, p := range c.s.packets {

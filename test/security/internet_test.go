@@ -29,6 +29,8 @@ type internet struct {
 	claims   map[netip.Prefix]*stand
 	handlers map[netip.AddrPort]func(net.Conn)
 	strays   []string
+	marks    map[uint16]chan struct{}
+	mark     uint16
 }
 
 // world is the one internet of this process. It is set before any test runs.
@@ -59,7 +61,7 @@ func onThread(ns netns.NsHandle, f func() error) error {
 }
 
 func makeInternet() error {
-	w := &internet{ns: netns.None(), claims: map[netip.Prefix]*stand{}, handlers: map[netip.AddrPort]func(net.Conn){}}
+	w := &internet{ns: netns.None(), claims: map[netip.Prefix]*stand{}, handlers: map[netip.AddrPort]func(net.Conn){}, marks: map[uint16]chan struct{}{}}
 	host, err := netns.Get()
 	if err != nil {
 		return err
@@ -401,6 +403,15 @@ func (w *internet) packet(f []byte) {
 	if dst.IsMulticast() && dst.Is6() {
 		return // the host's own neighbour discovery
 	}
+	if dst == markAddress() {
+		w.mu.Lock()
+		if c := w.marks[port]; c != nil {
+			close(c)
+			delete(w.marks, port)
+		}
+		w.mu.Unlock()
+		return
+	}
 	kind := map[byte]string{unix.IPPROTO_TCP: "tcp", unix.IPPROTO_UDP: "udp"}[proto]
 	if kind == "" {
 		kind = fmt.Sprintf("protocol-%d", proto)
@@ -414,6 +425,29 @@ func (w *internet) packet(f []byte) {
 		return
 	}
 	w.stray(what)
+}
+
+func markAddress() netip.Addr { return netip.MustParseAddr("20.255.255.254") }
+
+// settle returns when every packet that was sent before is noted: it sends one
+// itself and waits until that one is.
+func (w *internet) settle() {
+	w.mu.Lock()
+	w.mark = w.mark%60000 + 1
+	port, seen := w.mark, make(chan struct{})
+	w.marks[port] = seen
+	w.mu.Unlock()
+	for {
+		if c, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(markAddress(), port))); err == nil {
+			_, _ = c.Write([]byte("mark"))
+			_ = c.Close()
+		}
+		select {
+		case <-seen:
+			return
+		case <-time.After(time.Second):
+		}
+	}
 }
 
 // takeStrays returns and forgets the packets that nobody owned.

@@ -96,14 +96,15 @@ func rawLimited(t *testing.T, s *stand) {
 				c.Errorf("%s: %s, want port unreachable", address, told(r))
 			}
 		}
-		c.udpRefused(at(raw, 443), at(raw, 123), "ok.example.com:443", "169.254.100.1:5353", "198.18.0.1:443")
+		const no = "udp udp_not_allowed "
+		c.decided(no+"raw:443", no+"raw:123", no+"ok.example.com:443", no+"gateway:5353", no+"refusal:443")
 	})
 	s.try(t, "E023", func(c *attempt) {
 		address := at(c.address("ok.example.com"), 443)
 		if r := c.do(wire.Request{Op: "talk", Network: "udp4", Address: address, Data: make([]byte, 1200)}); r.End != "refused" {
 			c.Errorf("QUIC: %s, want port unreachable", told(r))
 		}
-		c.udpRefused("ok.example.com:443")
+		c.decided("udp udp_not_allowed ok.example.com:443")
 		r := c.do(wire.Request{Op: "talk", Address: address, TLS: tlsAs("ok.example.com"), Data: []byte(httpGet("ok.example.com"))})
 		c.wantStatus(r, "200")
 		c.passed("tls ok ok.example.com:443 by allowed_hosts[0]", "GET https ok.example.com/ 0")
@@ -123,9 +124,6 @@ func rawLimited(t *testing.T, s *stand) {
 		c.wantOnly(r, "reset", "refused")
 	})
 }
-
-// udpRefused is the record of refused datagrams, where the product keeps one.
-func (c *attempt) udpRefused(...string) {}
 
 // wantOnly expects that every one of many attempts ended so.
 func (c *attempt) wantOnly(r wire.Reply, outcomes ...string) {
@@ -248,7 +246,7 @@ func rawGateway(t *testing.T, s *stand) {
 		neighbour := startProbe(c, inPlain, other, netns)
 		reached := neighbour.start(c, wire.Request{Op: "connect", Network: "listen", Address: "169.254.100.2:7777", WaitMS: 1000})
 		for _, address := range []string{"169.254.100.2:7777", "169.254.100.3:7777", "169.254.100.6:7777"} {
-			r := c.talk(address, "x")
+			r := c.do(wire.Request{Op: "talk", Address: address, Data: []byte("x"), WaitMS: 1000})
 			if len(r.Data) > 0 || r.End == "eof" {
 				c.Errorf("%s: %s", address, told(r))
 			}
@@ -275,6 +273,11 @@ func rawInside(t *testing.T, s *stand) {
 				c.Errorf("TCP %s: %s", address, told(r))
 			}
 		}
+		// The broadcast address of the link is a host like any other to the gateway.
+		c.decided(map[string]string{
+			"L": "udp udp_not_allowed 169.254.100.3:137", "B": "udp udp_not_allowed 169.254.100.3:137",
+			"U": "udp address_not_public 169.254.100.3:137 by unrestricted",
+		}[s.mode])
 	})
 	s.try(t, "E017", func(c *attempt) {
 		for _, host := range []string{"127.0.0.1", "0.0.0.0", "127.1.2.3"} {
@@ -291,7 +294,6 @@ func rawInside(t *testing.T, s *stand) {
 // odd tries the spellings of an address that some parsers take for loopback.
 func odd(c *attempt) {
 	s := c.s
-	rule := map[string]string{"L": "allowed_hosts[0]", "U": "unrestricted", "B": "registry:pip"}[s.mode]
 	for _, text := range []string{"2130706433", "0x7f.1", "0177.0.0.1", "127.1"} {
 		m := s.ask(c, "169.254.100.1:53", question(c, text, dnsmessage.TypeA))
 		if m == nil || m.RCode != dnsmessage.RCodeNameError {
@@ -316,7 +318,6 @@ func odd(c *attempt) {
 		s.drop("dns")
 		delete(c.quiet, "dns")
 	}
-	_ = rule
 }
 
 // drop forgets the decisions about a protocol.

@@ -17,7 +17,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -481,7 +480,6 @@ func startPlain(t testing.TB, netns string, in io.Reader, out *io.PipeWriter) {
 	}
 	cmd := exec.Command("nsenter", "--net="+netns, "unshare", "--mount", "sh", "-c", script+"exec "+os.Getenv(proberVariable))
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, out, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

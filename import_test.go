@@ -48,7 +48,10 @@ var house = map[string]struct{ imports, tests []string }{
 	"test/e2e":               {tests: anything},
 	"test/conformance":       {imports: anything, tests: anything},
 	"test/security":          {imports: anything, tests: anything},
-	"test/bench":             {imports: anything, tests: anything},
+	// prober is a program of its own that runs inside sandboxes; wire is what it and the tests say to each other.
+	"test/security/prober":      {imports: []string{"test/security/prober/wire"}},
+	"test/security/prober/wire": {},
+	"test/bench":                {imports: anything, tests: anything},
 }
 
 // anything marks the packages that join the others.

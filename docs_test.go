@@ -19,6 +19,8 @@ func TestDocumentsNameWhatIsThere(t *testing.T) {
 		{"docs/operations.md", "cmd/atoll/serve_metrics.go", `"(atoll_\w+)"`},
 		{"docs/sandbox-api.md", "internal/httpapi/exec.go", `"([a-z]+_[a-z_]+)"`},
 		{"docs/sandbox-api.md", "internal/egress/record.go", `(?m)^\tVerdict\w+ +Verdict = "(\w+)"`},
+		{"docs/sandbox-api.md", "internal/egress/record.go", `(?m)^\tReason\w+ +Reason = "(\w+)"`},
+		{"docs/sandbox-api.md", "internal/egress/record.go", `(?m)^\t[A-Z]\w+ +\S+ +.json:"(\w+)"`},
 		{"docs/configuration.md", "cmd/atoll/serve.go", `setting:"(\w+)"`},
 		{"docs/configuration.md", "cmd/atoll/client.go", `setting:"(\w+)"`},
 	} {

@@ -81,6 +81,13 @@ type TemplateRegistry struct {
 	How     string `json:"how"`  // asked, observed or operator
 }
 
+// DataPage is a part of a list, newest first. The rest, if there is more, comes
+// with the id of the last element as "before".
+type DataPage[T any] struct {
+	Data    []T  `json:"data"`
+	HasMore bool `json:"has_more"`
+}
+
 // DataList is a list without pages.
 type DataList[T any] struct {
 	Data []T `json:"data"`

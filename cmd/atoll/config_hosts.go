@@ -14,10 +14,10 @@ import (
 )
 
 // fixedHosts answers the configured names itself and asks the host's resolver
-// for all others.
+// for all others, and for all that is not an address.
 type fixedHosts struct {
+	*net.Resolver
 	fixed map[string][]netip.Addr // canonical name → addresses
-	next  *net.Resolver
 }
 
 // LookupNetIP implements egress.Resolver.
@@ -25,7 +25,7 @@ func (f fixedHosts) LookupNetIP(ctx context.Context, network, host string) ([]ne
 	if addrs := f.fixed[strings.TrimSuffix(host, ".")]; len(addrs) > 0 {
 		return addrs, nil
 	}
-	return f.next.LookupNetIP(ctx, network, host)
+	return f.Resolver.LookupNetIP(ctx, network, host)
 }
 
 // resolver is how the gateway turns names into addresses; nil when nothing but
@@ -34,7 +34,7 @@ func (e *EgressConfig) resolver() (egress.Resolver, error) {
 	if len(e.Hosts) == 0 {
 		return nil, nil
 	}
-	out := fixedHosts{fixed: map[string][]netip.Addr{}, next: net.DefaultResolver}
+	out := fixedHosts{fixed: map[string][]netip.Addr{}, Resolver: net.DefaultResolver}
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(e.Hosts)) {
 		host, err := egress.Canonical(name)

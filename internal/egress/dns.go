@@ -27,7 +27,15 @@ func (s *slot) serveDNS() {
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		if err != nil || !s.dnsRate.Allow() {
+		if err != nil || !s.mayAsk() {
+			continue
+		}
+		if q, resolver, ok := s.asksAnew(buf[:n]); ok {
+			s.running.Go(func() {
+				if reply := s.lookUp(q, resolver, maxUDPAnswer); reply != nil {
+					_, _ = s.udp.WriteToUDPAddrPort(reply, from)
+				}
+			})
 			continue
 		}
 		if reply := s.answer(buf[:n]); reply != nil {
@@ -49,10 +57,15 @@ func (s *slot) serveDNSConn(c net.Conn) {
 		if n > len(buf) {
 			return
 		}
-		if _, err := io.ReadFull(c, buf[:n]); err != nil || !s.dnsRate.Allow() {
+		if _, err := io.ReadFull(c, buf[:n]); err != nil || !s.mayAsk() {
 			return
 		}
-		reply := s.answer(buf[:n])
+		var reply []byte
+		if q, resolver, ok := s.asksAnew(buf[:n]); ok {
+			reply = s.lookUp(q, resolver, maxTCPAnswer)
+		} else {
+			reply = s.answer(buf[:n])
+		}
 		if reply == nil {
 			return
 		}
@@ -60,6 +73,17 @@ func (s *slot) serveDNSConn(c net.Conn) {
 			return
 		}
 	}
+}
+
+// mayAsk counts a question against the session's rate.
+func (s *slot) mayAsk() bool {
+	if s.dnsRate.Allow() {
+		return true
+	}
+	if st := s.state.Load(); st != nil {
+		s.record(st, Record{Protocol: "dns", Reason: ReasonRateLimit})
+	}
+	return false
 }
 
 // answer makes the reply to one message, or nil if there is to be none. Nothing

@@ -2,8 +2,10 @@ package egress
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -62,7 +64,8 @@ func (r Reason) verdict() Verdict {
 }
 
 // Record is one decision: of a TCP connection, of a request on the plain-HTTP
-// gate, or of a name that was refused. It holds nothing of what was sent but
+// gate, of a UDP flow, or of a name that was refused. In JSON every field is
+// there, and null where there is nothing to say. It holds nothing of what was sent but
 // host names, and those in canonical form only.
 type Record struct {
 	ID            string    `json:"id"` // sorts by time
@@ -73,24 +76,48 @@ type Record struct {
 	Source        string    `json:"source"`
 	Generation    int64     `json:"generation"` // of the policy that decided
 	// Host is the name that the destination address stands for, or empty.
-	Host string `json:"host,omitempty"`
+	Host string `json:"host"`
 	// ClaimedHost is the name the client sent in TLS or HTTP where it differs
 	// or where there is no Host; "invalid" if it was no canonical name.
-	ClaimedHost   string  `json:"claimed_host,omitempty"`
-	DestAddress   string  `json:"dest_address,omitempty"` // as the sandbox addressed it
-	DestPort      int     `json:"dest_port,omitempty"`
-	DialedAddress string  `json:"dialed_address,omitempty"`
+	ClaimedHost   string  `json:"claimed_host"`
+	DestAddress   string  `json:"dest_address"` // as the sandbox addressed it
+	DestPort      int     `json:"dest_port"`
+	DialedAddress string  `json:"dialed_address"`
 	Protocol      string  `json:"protocol"` // tls, http, tcp, udp, dns
 	Verdict       Verdict `json:"verdict"`
 	Reason        Reason  `json:"reason"`
-	Rule          string  `json:"rule,omitempty"`
+	Rule          string  `json:"rule"`
 	// The rest is final when the connection or request has ended.
 	BytesUp    int64 `json:"bytes_up"`
 	BytesDown  int64 `json:"bytes_down"`
 	DurationMS int64 `json:"duration_ms"`
-	ECH        bool  `json:"ech,omitempty"`
+	ECH        bool  `json:"ech"`
 	// Count of identical refusals within ten seconds that this record stands for.
 	Count int64 `json:"count"`
+}
+
+// MarshalJSON writes null for what is empty.
+func (r Record) MarshalJSON() ([]byte, error) {
+	type plain Record
+	null := func(s string) *string {
+		if s == "" {
+			return nil
+		}
+		return &s
+	}
+	var port *int
+	if r.DestPort != 0 {
+		port = &r.DestPort
+	}
+	return json.Marshal(struct {
+		plain
+		Host          *string `json:"host"`
+		ClaimedHost   *string `json:"claimed_host"`
+		DestAddress   *string `json:"dest_address"`
+		DestPort      *int    `json:"dest_port"`
+		DialedAddress *string `json:"dialed_address"`
+		Rule          *string `json:"rule"`
+	}{plain(r), null(r.Host), null(r.ClaimedHost), null(r.DestAddress), port, null(r.DialedAddress), null(r.Rule)})
 }
 
 // record completes a record, keeps it, and tells the log and the metrics.
@@ -127,8 +154,11 @@ func (g *Gateway) logRecord(st *state, r Record) {
 			more = []any{"left_out", skipped}
 		}
 	}
-	g.log.Log(context.Background(), level, "egress", append([]any{"session", st.id, "verdict", string(r.Verdict), "reason", string(r.Reason),
-		"host", r.Host, "claimed_host", r.ClaimedHost, "dest", r.DestAddress, "port", r.DestPort, "protocol", r.Protocol, "rule", r.Rule}, more...)...)
+	// The names of the fields are those of the record everywhere.
+	g.log.Log(context.Background(), level, "egress", append([]any{"workspace_id", r.WorkspaceID, "session_id", r.SessionID, "environment_id", r.EnvironmentID,
+		"source", r.Source, "generation", r.Generation, "verdict", string(r.Verdict), "reason", string(r.Reason), "rule", r.Rule,
+		"host", r.Host, "claimed_host", r.ClaimedHost, "dest_address", r.DestAddress, "dest_port", r.DestPort, "dialed_address", r.DialedAddress,
+		"protocol", r.Protocol, "ech", r.ECH}, more...)...)
 }
 
 // Filter selects records.
@@ -139,6 +169,8 @@ type Filter struct {
 	Limit int
 	// Before, if not empty, is the id of a record: only older ones are returned.
 	Before string
+	// After, if not empty, is the id of a record: only newer ones are returned.
+	After string
 }
 
 const (
@@ -182,6 +214,7 @@ func (j *journal) line() (skipped int, ok bool) {
 
 type collapseKey struct {
 	host, claimed, dest, protocol string
+	source                        string
 	port                          int
 	reason                        Reason
 	generation                    int64
@@ -199,7 +232,7 @@ func (j *journal) add(r Record) (*Record, bool) {
 		j.rest = push(j.rest, &r, ringAll)
 		return &r, true
 	}
-	key := collapseKey{r.Host, r.ClaimedHost, r.DestAddress, r.Protocol, r.DestPort, r.Reason, r.Generation}
+	key := collapseKey{r.Host, r.ClaimedHost, r.DestAddress, r.Protocol, r.Source, r.DestPort, r.Reason, r.Generation}
 	if old := j.recent[key]; old != nil && r.Time.Sub(old.Time).Abs() < collapseTime {
 		old.Count++
 		return old, false
@@ -225,6 +258,12 @@ func (j *journal) id(t time.Time) string {
 	}
 	j.last = n
 	return fmt.Sprintf("egr_%014x", n)
+}
+
+// IsRecordID tells whether s has the form of a record's id.
+func IsRecordID(s string) bool {
+	digits, ok := strings.CutPrefix(s, "egr_")
+	return ok && len(digits) == 14 && strings.Trim(digits, "0123456789abcdef") == ""
 }
 
 func push(ring []*Record, r *Record, size int) []*Record {
@@ -256,6 +295,9 @@ func (j *journal) list(f Filter) []Record {
 			r, a = a[len(a)-1], a[:len(a)-1]
 		} else {
 			r, b = b[len(b)-1], b[:len(b)-1]
+		}
+		if f.After != "" && r.ID <= f.After {
+			break // and so are all that follow
 		}
 		if f.Before != "" && r.ID >= f.Before || f.Verdict != "" && f.Verdict != string(r.Verdict) {
 			continue

@@ -45,6 +45,7 @@ type slot struct {
 	connRate *rate.Limiter
 	dnsRate  *rate.Limiter
 	udpRate  *rate.Limiter   // bytes of flows that are not answered
+	lookups  chan struct{}   // one for each DNS question that is being asked anew
 	ctx      context.Context // ends when the slot is closed
 	cancel   context.CancelFunc
 	running  sync.WaitGroup
@@ -65,6 +66,7 @@ func (g *Gateway) newSlot(p *pair) (*slot, error) {
 		connRate: rate.NewLimiter(rate.Limit(l.ConnectionRate), int(2*l.ConnectionRate)+1),
 		dnsRate:  rate.NewLimiter(rate.Limit(l.DNSRate), int(l.DNSRate)+1),
 		udpRate:  rate.NewLimiter(rate.Limit(l.UDPRate), max(l.UDPRate/4, maxDatagram)),
+		lookups:  make(chan struct{}, maxLookups),
 		flows:    map[*flow]bool{},
 		udpFlows: map[udpKey]*udpFlow{},
 	}

@@ -86,17 +86,22 @@ func (s *server) listEgress(w http.ResponseWriter, r *http.Request, caller contr
 	if !slices.Contains(known, verdict) {
 		q.bad("verdict", "Input should be 'allowed', 'refused' or 'failed'")
 	}
+	for _, cursor := range []string{"before", "after"} {
+		if id := q.text(cursor); id != "" && !egress.IsRecordID(id) {
+			q.bad(cursor, "Input should be the id of a decision")
+		}
+	}
 	if q.err != nil {
 		return q.err
 	}
-	records, err := s.sandboxes.Egress(r.Context(), caller, r.PathValue("id"), egress.Filter{Verdict: verdict, Limit: limit, Before: q.text("before")})
+	records, err := s.sandboxes.Egress(r.Context(), caller, r.PathValue("id"),
+		egress.Filter{Verdict: verdict, Limit: limit + 1, Before: q.text("before"), After: q.text("after")})
 	if err != nil {
 		return err
 	}
-	if records == nil {
-		records = []egress.Record{}
-	}
-	return reply(w, api.DataList[egress.Record]{Data: records})
+	page := api.DataPage[egress.Record]{Data: []egress.Record{}, HasMore: len(records) > limit}
+	page.Data = append(page.Data, records[:min(limit, len(records))]...)
+	return reply(w, page)
 }
 
 func (s *server) listTemplates(w http.ResponseWriter, r *http.Request, caller control.Caller) error {

@@ -304,13 +304,13 @@ func TestBuildsAndEgress(t *testing.T) {
 	if text, err := io.ReadAll(resp.Body); err != nil || string(text) != "line 4\n" {
 		t.Errorf("followed %q, %v", text, err)
 	}
-	if got := r.must("GET", "/atoll/v1/sessions/sesn_1/egress?verdict=refused&limit=7&before=r1", ""); got.text != `{"data":[]}`+"\n" {
+	if got := r.must("GET", "/atoll/v1/sessions/sesn_1/egress?verdict=refused&limit=7&before=egr_00000000000001&after=egr_00000000000000", ""); got.text != `{"data":[],"has_more":false}`+"\n" {
 		t.Error(got.text)
 	}
-	if h.ask.Verdict != "refused" || h.ask.Limit != 7 || h.ask.Before != "r1" {
+	if h.ask.Verdict != "refused" || h.ask.Limit != 8 || h.ask.Before != "egr_00000000000001" || h.ask.After != "egr_00000000000000" {
 		t.Errorf("filter %+v", h.ask)
 	}
-	for _, bad := range []string{"verdict=maybe", "limit=0", "limit=1001"} {
+	for _, bad := range []string{"verdict=maybe", "limit=0", "limit=1001", "before=r1", "after=%00"} {
 		if got := r.ask("GET", "/atoll/v1/sessions/sesn_1/egress?"+bad, ""); got.status != 400 {
 			t.Errorf("%s: %d %s", bad, got.status, got.text)
 		}

@@ -1,16 +1,36 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 )
+
+// syncBuffer is written by a process while the test reads.
+type syncBuffer struct {
+	mu  sync.Mutex
+	all bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.all.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.all.String()
+}
 
 // TestReload changes the operator's settings under a running sandbox: what they
 // take away is closed at once, what they give works at once, and a file that is
@@ -86,6 +106,13 @@ egress:
 		}
 	}
 
+	follow := s.cli("egress", id, "--follow", "--denied")
+	var followed syncBuffer
+	follow.Stdout = &followed
+	if err := follow.Start(); err != nil {
+		t.Fatal(err)
+	}
+
 	// A host is blocked while a download from it runs.
 	ended := make(chan result, 1)
 	go func() { ended <- s.exec(id, "curl -sN --max-time 100 http://site.example.com:"+port+"/slow") }()
@@ -109,6 +136,14 @@ egress:
 	}
 	if out := s.mustAtoll("egress", id, "--denied"); !strings.Contains(out, "policy_changed") || !strings.Contains(out, "blocklisted") {
 		t.Errorf("records:\n%s", out)
+	}
+	waitFor(t, 30*time.Second, "what is followed", func() bool {
+		out := followed.String()
+		return strings.Contains(out, "name_not_allowed") && strings.Contains(out, "policy_changed") && strings.Contains(out, "blocklisted")
+	})
+	_ = follow.Process.Signal(os.Interrupt)
+	if err := follow.Wait(); err != nil || strings.Contains(followed.String(), " allowed ") {
+		t.Errorf("following ended with %v after\n%s", err, followed.String())
 	}
 
 	// A signal does it too, and a restart keeps what holds.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -133,6 +134,9 @@ func FuzzHTTPGate(f *testing.F) {
 			host, p, err := splitAuthority(r.Host)
 			if err != nil || host != name || p != port && p != 0 {
 				t.Errorf("upstream got a request for %q", r.Host)
+			}
+			if !strings.HasPrefix(r.RequestURI, "/") && r.RequestURI != "*" {
+				t.Errorf("upstream got the target %q", r.RequestURI)
 			}
 			if len(r.TransferEncoding) > 0 && r.Header.Get("Content-Length") != "" {
 				t.Error("two framings")

@@ -45,6 +45,7 @@ func TestHTTP(t *testing.T) {
 		{"E106", "GET http://ok.example.com/p HTTP/1.1\r\nHost: no.example.com\r\n" + end, "200", ReasonOK, []string{"GET http ok.example.com/p 0"}},
 		{"E106", "GET http://no.example.com/p HTTP/1.1\r\nHost: ok.example.com\r\n" + end, "403", ReasonHostMismatch, nil},
 		{"E106", "GET https://ok.example.com/p HTTP/1.1\r\nHost: ok.example.com\r\n" + end, "403", ReasonProtocolNotAllowed, nil},
+		{"E106", "GET http:www//no.example.com/ HTTP/1.1\r\nHost: ok.example.com\r\n" + end, "403", ReasonHTTPMalformed, nil},
 		{"E110", "POST / HTTP/1.1\r\nHost: ok.example.com\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", "400", ReasonHTTPMalformed, nil},
 		{"E110", "POST / HTTP/1.1\r\nHost: ok.example.com\r\nTransfer-Encoding: xchunked\r\n\r\n", "501", ReasonHTTPMalformed, nil},
 		{"E110", "POST / HTTP/1.1\r\nHost: ok.example.com\r\nTransfer-Encoding: chunked, chunked\r\n\r\n", "501", ReasonHTTPMalformed, nil},

@@ -240,7 +240,8 @@ func (f *flow) decideRequest(r *http.Request) (reason Reason, rule, claimed stri
 	}
 	upgrade := r.Header.Get("Upgrade")
 	switch {
-	case r.ProtoMajor != 1 || r.ProtoMinor > 1:
+	case r.ProtoMajor != 1 || r.ProtoMinor > 1,
+		r.URL.Opaque != "": // "http:x", which would go on as the target "x"
 		return ReasonHTTPMalformed, "", claimed
 	case r.Method == http.MethodConnect,
 		r.URL.Scheme != "" && r.URL.Scheme != "http",

@@ -11,7 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 )
 
 // echo answers datagrams at the world's address, "late" after a second datagram
@@ -268,41 +270,77 @@ func TestE250OnlyThePeer(t *testing.T) {
 	})
 }
 
-// FuzzUDP: whatever arrives, wherever it is sent, the guard is asked, and there
-// are never more flows than the limit.
+// FuzzUDP: whatever arrives, in whatever order, the guard is asked about each
+// destination, and there are never more flows than the limit. The slot has no
+// namespace to answer from, so that no flow gets as far as sending.
 func FuzzUDP(f *testing.F) {
-	f.Add([]byte("\xcb\x00\x71\x07\x10\x00\x00\x01payload"), true)
-	f.Add([]byte("\x0a\x00\x00\x05\x10\x00\x00\x01payload"), true)
-	f.Add([]byte("\xc6\x12\x01\x00\x01\xbb\x00\x01"), false)
-	f.Add([]byte("\xc6\x12\x00\x01\x01\xbb\x00\x01"), true)
-	s := gateOnly(f, mustHost(f, "ok.example.com"), 443)
-	open := mustCompile(f, Spec{Mode: ModeUnrestricted})
+	for _, to := range []string{
+		"\xcb\x00\x71\x07\x10\x00\x00\x01", "\x0a\x00\x00\x05\x10\x00\x00\x01", "\xc6\x12\x01\x00\x01\xbb\x00\x01", "\xc6\x12\x00\x01\x01\xbb\x00\x01", // public, private, a name's, the refusal address
+		"\xa9\xfe\xa9\xfe\x00\x50\x00\x01", "\x7f\x00\x00\x01\x00\x35\x00\x01", "\xe0\x00\x00\x01\x14\xe9\x00\x01", "\xff\xff\xff\xff\x00\x43\x00\x01", "\xcb\x00\x71\x07\x00\x19\x00\x01", // E255, E252, port 25
+	} {
+		f.Add([]byte(to+to), true)
+		f.Add([]byte(to), false)
+	}
+	many := []byte{}
+	for i := range 40 {
+		many = append(many, 203, 0, 113, byte(i), 0x10, 0, 0, 1)
+	}
+	f.Add(many, true)
+	const limit = 4
+	slots := map[bool]*slot{}
+	for unrestricted, mode := range map[bool]Mode{true: ModeUnrestricted, false: ModeLimited} {
+		s := bareSlot(f, Spec{Mode: mode}, &fakeResolver{hosts: map[string][]string{"ok.example.com.": {"10.0.0.1"}}}, Limits{UDPFlows: limit}, nil)
+		if err := s.state.Load().names.list([]Host{mustHost(f, "ok.example.com")}); err != nil {
+			f.Fatal(err)
+		}
+		s.ns, s.udpFlows, s.udpRate = netns.None(), map[udpKey]*udpFlow{}, rate.NewLimiter(rate.Inf, 1)
+		slots[unrestricted] = s
+	}
 	f.Fuzz(func(t *testing.T, in []byte, unrestricted bool) {
-		if len(in) < 8 {
-			return
-		}
-		dest := netip.AddrPortFrom(netip.AddrFrom4([4]byte(in[:4])), uint16(in[4])<<8|uint16(in[5]))
-		key := udpKey{uint16(in[6])<<8 | uint16(in[7]), dest}
+		s := slots[unrestricted]
 		st := *s.state.Load()
-		if unrestricted {
-			st.policy = open
-		}
-		host, v := s.decideUDP(&st, dest)
-		if !unrestricted && v.reason == ReasonOK {
-			t.Fatalf("%s is relayed under limited", dest)
-		}
-		if v.reason == ReasonOK && host.IsZero() {
-			err := s.gateway.guard.check(Host{}, dest.Addr(), dest.Port())
-			if err == nil && !ranges(notPublic()).public(dest.Addr()) {
-				t.Fatalf("%s passes the guard", dest)
+		st.journal = &journal{}
+		s.state.Store(&st)
+		asked := map[string]bool{} // destination → whether it is public
+		for ; len(in) >= 8; in = in[8:] {
+			dest := netip.AddrPortFrom(netip.AddrFrom4([4]byte(in[:4])), uint16(in[4])<<8|uint16(in[5]))
+			key := udpKey{uint16(in[6])<<8 | uint16(in[7]), dest}
+			asked[dest.String()] = ranges(notPublic()).public(dest.Addr())
+			s.datagram(key, in)
+			s.mu.Lock()
+			if len(s.udpFlows) > limit {
+				t.Errorf("%d flows", len(s.udpFlows))
+			}
+			s.mu.Unlock()
+			p := portUnreachable(key)
+			if inetChecksum(p[:20]) != 0 || inetChecksum(p[20:]) != 0 || len(p) != 56 {
+				t.Fatalf("message about %v is damaged: %x", key, p)
 			}
 		}
-		p := portUnreachable(key)
-		if inetChecksum(p[:20]) != 0 || inetChecksum(p[20:]) != 0 || len(p) != 56 {
-			t.Fatalf("message about %v is damaged: %x", key, p)
+		s.running.Wait()
+		for _, r := range st.journal.list(Filter{}) {
+			public := asked[net.JoinHostPort(r.DestAddress, fmt.Sprint(r.DestPort))]
+			switch {
+			case r.Reason == ReasonOK:
+				t.Errorf("passed: %+v", r)
+			case !unrestricted && r.Reason != ReasonUDPNotAllowed:
+				t.Errorf("under limited: %+v", r)
+			case r.Reason == ReasonConnectFailed && (!public || r.Host != ""): // the step after the guard
+				t.Errorf("the guard let it pass: %+v", r)
+			}
 		}
-		if _, ok := originalUDP(in); ok && len(in) < unix.SizeofCmsghdr {
-			t.Fatal("an address out of nothing")
+	})
+}
+
+// Whatever the kernel's control message is, an address comes only out of a
+// whole one.
+func FuzzOriginalUDP(f *testing.F) {
+	f.Add([]byte{})
+	f.Add([]byte("\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x14\x00\x00\x00\x02\x00\x01\xbb\xc6\x12\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00"))
+	f.Fuzz(func(t *testing.T, oob []byte) {
+		at, ok := originalUDP(oob)
+		if ok && (len(oob) < unix.SizeofCmsghdr+unix.SizeofSockaddrInet4 || !at.Addr().Is4()) {
+			t.Fatalf("%s out of %x", at, oob)
 		}
 	})
 }

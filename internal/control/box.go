@@ -29,7 +29,7 @@ const (
 
 // Engine is the sandbox engine with its file operations.
 type Engine interface {
-	sandbox.Engine
+	sandbox.Checkpointer
 	sandbox.Files
 }
 

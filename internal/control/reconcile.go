@@ -10,8 +10,10 @@ import (
 
 // Reconcile makes the world agree with the store, once, before the server
 // answers: running sandboxes of live sessions are found again and get their
-// network back; every other sandbox and network of this server's directory is
-// removed, and builds that were under way begin again. What cannot be removed is logged and tried again at the next start.
+// network back, hibernated and dead ones are kept for their next use; every
+// other sandbox and network of this server's directory is removed, and builds
+// that were under way begin again. What cannot be removed is logged and tried
+// again at the next start.
 func (s *Sandboxes) Reconcile(ctx context.Context) error {
 	live := map[string]bool{}
 	err := s.store.LiveSessions(ctx, func(rec SessionRecord) error {
@@ -42,23 +44,32 @@ func (s *Sandboxes) Reconcile(ctx context.Context) error {
 	if err != nil {
 		failed = append(failed, fmt.Errorf("taking up unfinished builds: %w", err))
 	}
+	if s.after > 0 {
+		s.work.Go(s.watchIdle)
+	}
 	s.log.InfoContext(ctx, "reconciled", "sandboxes", len(infos), "kept", len(s.entries), "failed", len(failed))
 	return errors.Join(failed...)
 }
 
 // adopt takes over one sandbox that a former server made, or removes it.
 func (s *Sandboxes) adopt(ctx context.Context, info sandbox.Info, live bool) (bool, error) {
-	if live && info.State == sandbox.StateRunning && info.Labels[labelKind] == kindSession {
-		_, err := s.network.Reopen(ctx, info.ID)
-		if err != nil {
-			// Its files are worth more than its network, which stays closed.
-			s.log.ErrorContext(ctx, "sandbox keeps running without network", "session_id", info.ID, "error", err)
+	if live && info.Labels[labelKind] == kindSession && (info.State == sandbox.StateRunning || info.Files) {
+		condition := conditionEnded
+		switch info.State {
+		case sandbox.StateHibernated:
+			condition = conditionHibernated
+		case sandbox.StateRunning:
+			condition = conditionRunning
+			if _, err := s.network.Reopen(ctx, info.ID); err != nil {
+				// Its files are worth more than its network, which stays closed.
+				s.log.ErrorContext(ctx, "sandbox keeps running without network", "session_id", info.ID, "error", err)
+			}
 		}
-		s.setKnown(info.ID, false)
+		s.setKnown(info.ID, condition)
 		return true, nil
 	}
 	if live {
-		s.setKnown(info.ID, true)
+		s.setKnown(info.ID, conditionLost)
 	}
 	s.log.InfoContext(ctx, "removing a sandbox that no session owns", "sandbox_id", info.ID, "state", info.State)
 	if err := s.engine.Destroy(ctx, info.ID); err != nil {
@@ -67,14 +78,14 @@ func (s *Sandboxes) adopt(ctx context.Context, info sandbox.Info, live bool) (bo
 	return false, nil
 }
 
-// setKnown records the sandbox of a live session that runs already, or that is
-// lost and about which the next command is told.
-func (s *Sandboxes) setKnown(id string, lost bool) {
+// setKnown records the sandbox of a live session that is there already, or that
+// is lost and about which the next command is told.
+func (s *Sandboxes) setKnown(id string, condition condition) {
 	done := make(chan struct{})
 	close(done)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.entries[id] = &entry{cancel: func() {}, done: done, lost: lost}
+	s.entries[id] = &entry{cancel: func() {}, done: done, condition: condition, life: newLife()}
 }
 
 // closeStray removes networks without a sandbox.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"runtime"
 	"sync"
+	"time"
 
 	"github.com/atoll-run/atoll/internal/sandbox"
 )
@@ -20,15 +21,24 @@ type SandboxesConfig struct {
 	Builds  *Builds
 	// Limits of one session's sandbox; zero fields are the engine's defaults.
 	Limits sandbox.Limits
-	// Parallel bounds how many sandboxes are made at the same time; zero means
-	// twice the processors.
+	// Parallel bounds how many sandboxes are made or brought back at the same
+	// time; zero means twice the processors.
 	Parallel int
-	Logger   *slog.Logger
+	// HibernateAfter is how long nothing may use a sandbox before it hibernates:
+	// no command, shell, file operation or Hold. Zero means
+	// DefaultHibernateAfter, negative never.
+	HibernateAfter time.Duration
+	// Notify, when set, is told what happened to a session's sandbox that its
+	// agent does not know, each time once. It is called from several goroutines
+	// and returns soon.
+	Notify func(SessionRecord, SandboxEvent)
+	Logger *slog.Logger
 }
 
 // Sandboxes gives each session its own sandbox and network, made when the
-// session is created, and takes them away when it ends. It implements Runtime.
-// Its methods may be called at the same time.
+// session is created, and takes them away when it ends. A sandbox that nothing
+// uses hibernates and wakes for the next use; one that died is started anew on
+// its files. It implements Runtime. Its methods may be called at the same time.
 type Sandboxes struct {
 	store   Store
 	engine  Engine
@@ -36,7 +46,10 @@ type Sandboxes struct {
 	builds  *Builds
 	limits  sandbox.Limits
 	log     *slog.Logger
-	slots   chan struct{} // one per sandbox being made
+	slots   chan struct{} // one per sandbox being made or brought back
+	aside   chan struct{} // one per sandbox being put aside
+	after   time.Duration // HibernateAfter
+	notify  func(SessionRecord, SandboxEvent)
 
 	ctx    context.Context // the service's own life; ends in Shutdown
 	cancel context.CancelFunc
@@ -48,15 +61,8 @@ type Sandboxes struct {
 	entries map[string]*entry // session id → its sandbox, under mu
 }
 
-// entry is one session's sandbox as far as this server knows it.
-type entry struct {
-	cancel context.CancelFunc // ends the preparation
-	done   chan struct{}      // closed when the preparation ended
-	err    error              // why it failed; read after done
-	lost   bool               // it ended by itself and nobody was told yet
-}
-
-// NewSandboxes makes a Sandboxes. Call Reconcile before the first request.
+// NewSandboxes makes a Sandboxes. Call Reconcile before the first request; from
+// then on sandboxes hibernate.
 func NewSandboxes(cfg SandboxesConfig) *Sandboxes {
 	if cfg.Parallel == 0 {
 		cfg.Parallel = 2 * runtime.NumCPU()
@@ -64,11 +70,17 @@ func NewSandboxes(cfg SandboxesConfig) *Sandboxes {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if cfg.HibernateAfter == 0 {
+		cfg.HibernateAfter = DefaultHibernateAfter
+	}
+	if cfg.Notify == nil {
+		cfg.Notify = func(SessionRecord, SandboxEvent) {}
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Sandboxes{
 		store: cfg.Store, engine: cfg.Engine, network: cfg.Network, builds: cfg.Builds,
-		limits: cfg.Limits, log: cfg.Logger, slots: make(chan struct{}, cfg.Parallel),
-		ctx: ctx, cancel: cancel, entries: map[string]*entry{},
+		limits: cfg.Limits, log: cfg.Logger, slots: make(chan struct{}, cfg.Parallel), aside: make(chan struct{}, runtime.NumCPU()),
+		after: cfg.HibernateAfter, notify: cfg.Notify, ctx: ctx, cancel: cancel, entries: map[string]*entry{},
 	}
 }
 
@@ -102,35 +114,8 @@ func (s *Sandboxes) SessionCreated(rec SessionRecord) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.entries[rec.ID] == nil {
-		s.start(rec)
+		s.begin(rec, attemptMake)
 	}
-}
-
-// start begins preparing a session's sandbox, in place of what is left of a
-// former one. The caller holds mu.
-func (s *Sandboxes) start(rec SessionRecord) *entry {
-	former := s.entries[rec.ID]
-	ctx, cancel := context.WithCancel(s.ctx)
-	e := &entry{cancel: cancel, done: make(chan struct{})}
-	s.entries[rec.ID] = e
-	s.work.Go(func() {
-		defer close(e.done)
-		defer cancel()
-		if former != nil {
-			if e.err = s.remove(ctx, rec.ID); e.err != nil {
-				return
-			}
-		}
-		e.err = s.prepare(ctx, rec)
-		if errors.Is(e.err, errSessionGone) {
-			s.forget(rec.ID, e)
-			return
-		}
-		if e.err != nil && ctx.Err() == nil {
-			s.log.ErrorContext(ctx, "session has no sandbox", "session_id", rec.ID, "error", e.err)
-		}
-	})
-	return e
 }
 
 // errSessionGone: the session was archived or deleted meanwhile.
@@ -165,12 +150,11 @@ func (s *Sandboxes) prepare(ctx context.Context, rec SessionRecord) error {
 	if err != nil {
 		return err
 	}
-	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
-	case <-ctx.Done():
-		return ctx.Err()
+	leave, err := s.slot(ctx)
+	if err != nil {
+		return err
 	}
+	defer leave()
 	netns, err := s.openNetwork(ctx, rec, env, root.Base)
 	if err != nil {
 		return err
@@ -183,6 +167,16 @@ func (s *Sandboxes) prepare(ctx context.Context, rec SessionRecord) error {
 	}
 	s.log.DebugContext(ctx, "sandbox ready", "session_id", rec.ID)
 	return nil
+}
+
+// slot waits until few enough sandboxes are being made at the same time.
+func (s *Sandboxes) slot(ctx context.Context) (leave func(), err error) {
+	select {
+	case s.slots <- struct{}{}:
+		return func() { <-s.slots }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // spec is what a session's sandbox is made of.
@@ -240,20 +234,22 @@ func (s *Sandboxes) remove(ctx context.Context, id string) error {
 }
 
 // Counts reports how many sessions' sandboxes are in which state, for metrics.
+// One that is being brought back counts as preparing, one that died and was not
+// used since as failed.
 func (s *Sandboxes) Counts() map[string]int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := map[string]int{"preparing": 0, "running": 0, "failed": 0}
+	n := map[string]int{"preparing": 0, "running": 0, "hibernated": 0, "failed": 0}
 	for _, e := range s.entries {
-		select {
-		case <-e.done:
-			if e.err != nil || e.lost {
-				n["failed"]++
-			} else {
-				n["running"]++
-			}
-		default:
+		switch {
+		case !e.over():
 			n["preparing"]++
+		case e.err != nil || e.condition == conditionEnded || e.condition == conditionLost:
+			n["failed"]++
+		case e.condition == conditionHibernated:
+			n["hibernated"]++
+		default:
+			n["running"]++
 		}
 	}
 	return n

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -29,6 +30,91 @@ type world struct {
 	hold      chan struct{} // Create waits for it, if set
 	waitErr   error         // of every process
 	processes int
+	process   sandbox.Process // what Exec returns, if set
+
+	suspended   map[string]bool // networks
+	checkpoints int
+	restores    int
+	revives     int
+	restoreErr  []error // of the next Restores
+	busy        bool    // Checkpoint answers ErrBusy
+	refused     int     // how often it did
+}
+
+func (w *world) Inspect(_ context.Context, id string) (sandbox.Info, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	info, there := w.boxes[id]
+	if !there {
+		return info, sandbox.ErrNotFound
+	}
+	return info, nil
+}
+
+// set changes a sandbox as what happens to it does.
+func (w *world) set(id string, state sandbox.State, files bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	info := w.boxes[id]
+	info.State, info.Files = state, files
+	w.boxes[id] = info
+}
+
+func (w *world) Checkpoint(_ context.Context, id string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	info, there := w.boxes[id]
+	switch {
+	case !there:
+		return sandbox.ErrNotFound
+	case info.State != sandbox.StateRunning:
+		return sandbox.ErrNotRunning
+	case w.busy:
+		w.refused++
+		return sandbox.ErrBusy
+	}
+	w.checkpoints++
+	info.State, info.Files = sandbox.StateHibernated, true
+	w.boxes[id] = info
+	return nil
+}
+
+func (w *world) Restore(_ context.Context, id, netns string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.restores++
+	if len(w.restoreErr) > 0 {
+		err := w.restoreErr[0]
+		w.restoreErr = w.restoreErr[1:]
+		return err
+	}
+	return w.back(id, netns, sandbox.StateHibernated)
+}
+
+func (w *world) Revive(_ context.Context, id, netns string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.revives++
+	return w.back(id, netns, sandbox.StateStopped, sandbox.StateHibernated)
+}
+
+func (w *world) back(id, netns string, from ...sandbox.State) error {
+	info, there := w.boxes[id]
+	switch {
+	case !there:
+		return sandbox.ErrNotFound
+	case info.State == sandbox.StateRunning:
+		return sandbox.ErrRunning
+	case !info.Files:
+		return sandbox.ErrFilesLost
+	case !slices.Contains(from, info.State):
+		return sandbox.ErrNotRunning
+	case netns != "/run/netns/"+id || w.suspended[id]:
+		return errors.New("brought back without its network")
+	}
+	info.State = sandbox.StateRunning
+	w.boxes[id] = info
+	return nil
 }
 
 func (w *world) Create(ctx context.Context, spec sandbox.Spec) error {
@@ -69,10 +155,16 @@ func (w *world) Exec(_ context.Context, id string, _ sandbox.Command) (sandbox.P
 	if !there {
 		return nil, sandbox.ErrNotFound
 	}
+	if info.State == sandbox.StateHibernated {
+		return nil, sandbox.ErrHibernated
+	}
 	if info.State != sandbox.StateRunning {
 		return nil, sandbox.ErrNotRunning
 	}
 	w.processes++
+	if w.process != nil {
+		return w.process, nil
+	}
 	return ended{err: w.waitErr}, nil
 }
 
@@ -96,8 +188,23 @@ func (n network) Open(_ context.Context, id string, _ egress.Meta, _ *egress.Pol
 func (n network) Reopen(_ context.Context, id string) (string, error) { return "/run/netns/" + id, nil }
 
 func (n network) Update(context.Context, string, *egress.Policy) error { return nil }
-func (n network) Suspend(context.Context, string) error                { return nil }
-func (n network) Resume(_ context.Context, id string) (string, error)  { return "/run/netns/" + id, nil }
+func (n network) Suspend(_ context.Context, id string) error {
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	if info, there := n.w.boxes[id]; there && info.State == sandbox.StateRunning {
+		return errors.New("the network was suspended under a running sandbox")
+	}
+	n.w.suspended[id] = true
+	return nil
+}
+
+func (n network) Resume(_ context.Context, id string) (string, error) {
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	n.w.suspended[id] = false
+	return "/run/netns/" + id, nil
+}
+
 func (n network) Describe(string) (egress.Meta, egress.Spec, error) {
 	return egress.Meta{}, egress.Spec{}, egress.ErrNotFound
 }
@@ -161,6 +268,9 @@ type rig struct {
 	caller    control.Caller
 	env       string
 	agent     string
+
+	after  time.Duration // HibernateAfter; zero is the default
+	events chan string   // "what session" of each SandboxEvent
 }
 
 func newRig(t *testing.T) *rig {
@@ -171,7 +281,7 @@ func newRig(t *testing.T) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = st.Close() })
-	r := &rig{T: t, store: st, world: &world{boxes: map[string]sandbox.Info{}, networks: map[string]bool{}}}
+	r := &rig{T: t, store: st, events: make(chan string, 100), world: &world{boxes: map[string]sandbox.Info{}, networks: map[string]bool{}, suspended: map[string]bool{}}}
 	r.open()
 	ws, _, err := r.service.EnsureDefault(ctx, "")
 	if err != nil {
@@ -205,7 +315,8 @@ func (r *rig) open() {
 	}
 	tpl := templates{&image.Base{Template: "base", Digest: "d", Dir: r.TempDir()}}
 	builds := control.NewBuilds(control.BuildsConfig{Store: r.store, Templates: tpl, Builder: builder})
-	r.sandboxes = control.NewSandboxes(control.SandboxesConfig{Store: r.store, Engine: r.world, Network: network{r.world}, Builds: builds})
+	r.sandboxes = control.NewSandboxes(control.SandboxesConfig{Store: r.store, Engine: r.world, Network: network{r.world}, Builds: builds,
+		HibernateAfter: r.after, Notify: func(rec control.SessionRecord, what control.SandboxEvent) { r.events <- string(what) + " " + rec.ID }})
 	r.service = control.New(control.Config{Store: r.store, Templates: tpl, Runtime: r.sandboxes})
 	sandboxes := r.sandboxes
 	r.Cleanup(func() {

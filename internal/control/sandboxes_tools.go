@@ -18,7 +18,7 @@ func (s *Sandboxes) RunTool(ctx context.Context, caller Caller, session string, 
 		return sandbox.ToolResult{}, errNoTools
 	}
 	var result sandbox.ToolResult
-	err := s.use(ctx, caller, session, func(u usage) (err error) {
+	err := s.use(ctx, caller, session, once, func(u usage) (err error) {
 		result, err = tools.RunTool(ctx, u.id, call)
 		return err
 	})
@@ -31,7 +31,7 @@ func (s *Sandboxes) CancelTool(ctx context.Context, caller Caller, session, call
 	if !ok {
 		return errNoTools
 	}
-	return s.use(ctx, caller, session, func(u usage) error {
+	return s.use(ctx, caller, session, again, func(u usage) error {
 		return tools.CancelTool(ctx, u.id, call)
 	})
 }

@@ -14,10 +14,18 @@ import (
 // ready. A failed package build is a Conflict with the manager's own words.
 func (s *Sandboxes) Exec(ctx context.Context, caller Caller, session string, cmd sandbox.Command) (sandbox.Process, error) {
 	var p sandbox.Process
-	err := s.use(ctx, caller, session, func(u usage) error {
+	err := s.use(ctx, caller, session, again, func(u usage) error {
 		started, err := s.engine.Exec(ctx, u.id, cmd)
+		if err != nil {
+			return err
+		}
+		release := u.hold()
+		s.work.Go(func() {
+			_, _ = started.Wait(s.ctx)
+			release()
+		})
 		p = &command{Process: started, ended: u.ended}
-		return err
+		return nil
 	})
 	if err != nil {
 		return nil, err
@@ -45,30 +53,45 @@ func (c *command) Wait(ctx context.Context) (sandbox.Exit, error) {
 func (s *Sandboxes) ReadFile(ctx context.Context, caller Caller, session, path string) (sandbox.FileInfo, io.ReadCloser, error) {
 	var info sandbox.FileInfo
 	var body io.ReadCloser
-	err := s.use(ctx, caller, session, func(u usage) (err error) {
+	err := s.use(ctx, caller, session, again, func(u usage) (err error) {
 		info, body, err = s.engine.ReadFile(ctx, u.id, path)
+		if err == nil {
+			body = &heldBody{ReadCloser: body, release: u.hold()}
+		}
 		return err
 	})
 	return info, body, err
 }
 
+// heldBody is the content of a file whose sandbox is in use until it is closed.
+type heldBody struct {
+	io.ReadCloser
+	release func()
+}
+
+// Close ends the transfer.
+func (b *heldBody) Close() error {
+	defer b.release()
+	return b.ReadCloser.Close()
+}
+
 // WriteFile replaces a file of the session.
 func (s *Sandboxes) WriteFile(ctx context.Context, caller Caller, session, path string, mode uint32, body io.Reader) error {
-	return s.use(ctx, caller, session, func(u usage) error {
+	return s.use(ctx, caller, session, once, func(u usage) error {
 		return s.engine.WriteFile(ctx, u.id, path, mode, body)
 	})
 }
 
 // WriteTar unpacks a tar stream into a directory of the session.
 func (s *Sandboxes) WriteTar(ctx context.Context, caller Caller, session, path string, body io.Reader) error {
-	return s.use(ctx, caller, session, func(u usage) error {
+	return s.use(ctx, caller, session, once, func(u usage) error {
 		return s.engine.WriteTar(ctx, u.id, path, body)
 	})
 }
 
 // RemoveFile removes a file or directory of the session.
 func (s *Sandboxes) RemoveFile(ctx context.Context, caller Caller, session, path string) error {
-	return s.use(ctx, caller, session, func(u usage) error {
+	return s.use(ctx, caller, session, again, func(u usage) error {
 		return s.engine.Remove(ctx, u.id, path)
 	})
 }
@@ -97,12 +120,24 @@ func (s *Sandboxes) session(ctx context.Context, caller Caller, id string) (Sess
 // usage is a sandbox in the hands of one request.
 type usage struct {
 	id string
+	// hold keeps the sandbox in use beyond the request, until release.
+	hold func() (release func())
 	// ended says for the caller that the sandbox is not there any more.
 	ended func() error
 }
 
-// use runs do on the session's ready sandbox and translates what goes wrong.
-func (s *Sandboxes) use(ctx context.Context, caller Caller, session string, do func(usage) error) error {
+// Whether a use may be repeated when the sandbox turns out to be dead before it
+// began.
+type repetition bool
+
+const (
+	again repetition = true
+	once  repetition = false // it consumes the caller's data, or may have done its work
+)
+
+// use runs do on the session's ready sandbox, which is woken or revived for it,
+// and translates what goes wrong.
+func (s *Sandboxes) use(ctx context.Context, caller Caller, session string, repeat repetition, do func(usage) error) error {
 	rec, err := s.session(ctx, caller, session)
 	if err != nil {
 		return err
@@ -110,47 +145,32 @@ func (s *Sandboxes) use(ctx context.Context, caller Caller, session string, do f
 	if !rec.ArchivedAt.IsZero() {
 		return Faultf(Conflict, "Session %s is archived; its sandbox is gone.", rec.ID)
 	}
-	e, err := s.ready(ctx, rec)
-	if err != nil {
-		return sandboxFault(ctx, err)
-	}
-	if e.lost {
-		return s.ended(rec, e)
-	}
-	u := usage{id: rec.ID, ended: func() error { return s.ended(rec, e) }}
-	err = do(u)
-	if errors.Is(err, sandbox.ErrNotRunning) || errors.Is(err, sandbox.ErrNotFound) {
-		return u.ended()
-	}
-	return sandboxFault(ctx, err)
-}
-
-// ready waits until the session has a sandbox. A preparation that failed is
-// tried again, unless the environment's packages could not be installed: that
-// is tried by the next session or update, not by each command.
-func (s *Sandboxes) ready(ctx context.Context, rec SessionRecord) (*entry, error) {
-	s.mu.Lock()
-	e := s.entries[rec.ID]
-	if e == nil || s.mayRetry(rec, e) {
-		e = s.start(rec)
-	}
-	s.mu.Unlock()
-	select {
-	case <-e.done:
-		return e, e.err
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	for first := true; ; first = false {
+		e, err := s.enter(ctx, rec)
+		if err != nil {
+			return sandboxFault(ctx, err)
+		}
+		if first && repeat == once && !s.runs(ctx, rec, e) {
+			e.life.leave()
+			continue
+		}
+		u := usage{id: rec.ID, hold: e.life.enter, ended: func() error { return s.ended(ctx, rec, e) }}
+		err = do(u)
+		e.life.leave()
+		switch {
+		case !goneSandbox(err):
+			return sandboxFault(ctx, err)
+		case first && repeat == again:
+			s.notice(ctx, rec, e)
+		default:
+			return u.ended()
+		}
 	}
 }
 
-// mayRetry tells whether a preparation failed in a way that may pass.
-func (s *Sandboxes) mayRetry(rec SessionRecord, e *entry) bool {
-	select {
-	case <-e.done:
-		return e.err != nil && !s.stillFailing(rec, e.err)
-	default:
-		return false
-	}
+// goneSandbox tells whether an engine's error says that the sandbox is not there.
+func goneSandbox(err error) bool {
+	return errors.Is(err, sandbox.ErrNotRunning) || errors.Is(err, sandbox.ErrNotFound) || errors.Is(err, sandbox.ErrHibernated)
 }
 
 // stillFailing tells whether a failed preparation would fail again: its
@@ -158,19 +178,6 @@ func (s *Sandboxes) mayRetry(rec SessionRecord, e *entry) bool {
 func (s *Sandboxes) stillFailing(rec SessionRecord, err error) bool {
 	var failure *image.Failure
 	return errors.As(err, &failure) && !s.builds.Succeeded(rec.Environment)
-}
-
-// ended handles a sandbox that is not there any more though nobody removed it:
-// the command that finds it out is refused, so that the loss of the files is
-// not silent, and the next one gets a fresh sandbox.
-func (s *Sandboxes) ended(rec SessionRecord, e *entry) error {
-	s.mu.Lock()
-	if s.entries[rec.ID] == e {
-		s.start(rec)
-	}
-	s.mu.Unlock()
-	return Faultf(Conflict, "The sandbox of session %s has ended (out of memory, or the machine was restarted). "+
-		"Its files are lost; the next command runs in a fresh sandbox.", rec.ID)
 }
 
 // sandboxFault translates the errors of the engine and of preparation.

@@ -51,6 +51,8 @@ type Config struct {
 	Egress EgressConfig `yaml:"egress"`
 	// Limits of each session's sandbox.
 	Limits LimitsConfig `yaml:"limits"`
+	// Sessions says what becomes of sessions' sandboxes.
+	Sessions SessionsConfig `yaml:"sessions"`
 	// Packages says how package layers are built.
 	Packages PackagesConfig `yaml:"packages"`
 }
@@ -98,6 +100,30 @@ type LimitsConfig struct {
 	Processes int `yaml:"processes"`
 	// Disk is the size of the private writable directory.
 	Disk Bytes `yaml:"disk"`
+}
+
+// SessionsConfig says what becomes of sessions' sandboxes.
+type SessionsConfig struct {
+	// HibernateAfter is how long nothing may use a sandbox before its processes
+	// are put on disk. Zero: ten minutes.
+	HibernateAfter Patience `yaml:"hibernate_after"`
+}
+
+// Patience is a time span, or -1 for no end. In YAML: "10m", or "never".
+type Patience time.Duration
+
+// UnmarshalYAML reads a time span or "never".
+func (p *Patience) UnmarshalYAML(node *yaml.Node) error {
+	if node.Value == "never" {
+		*p = -1
+		return nil
+	}
+	var d Duration
+	if err := d.UnmarshalYAML(node); err != nil || d != 0 && time.Duration(d) < time.Second {
+		return oneOfMany("line %d: %q is not a time span like 90s, 10m or 24h of at least a second, nor never", node.Line, node.Value)
+	}
+	*p = Patience(d)
+	return nil
 }
 
 // PackagesConfig says how package layers are built. Zero means the default.

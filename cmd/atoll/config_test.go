@@ -50,6 +50,9 @@ packages: {manager_timeout: 15m, max_age: 24h, max_parallel: 2}
 	if got := time.Duration(cfg.Packages.ManagerTimeout); got != 15*time.Minute {
 		t.Errorf("manager_timeout: got %v", got)
 	}
+	if err := cfg.parse("atoll.yaml", []byte("sessions: {hibernate_after: never}\n")); err != nil || cfg.Sessions.HibernateAfter >= 0 {
+		t.Errorf("hibernate_after: got %v, %v", cfg.Sessions.HibernateAfter, err)
+	}
 	if cfg.Templates[0].Name != "team" || cfg.Egress.Exempt[0].Ports[0] != 443 {
 		t.Errorf("got %+v", cfg)
 	}
@@ -68,6 +71,7 @@ func TestConfigRefusals(t *testing.T) {
 		"two documents":                {yaml: "limits: {}\n---\nlimits: {}\n", want: []string{"more than one document"}},
 		"not YAML":                     {yaml: "limits: [", want: []string{"atoll.yaml"}},
 		"sizes and spans":              {yaml: "limits: {memory: 5GB, disk: -1}\npackages: {max_age: 1d}\n", want: []string{"5GB", "-1", "1d"}},
+		"a hibernation that is none":   {yaml: "sessions: {hibernate_after: 10ms}\n", want: []string{"10ms", "never"}},
 		"too small":                    {yaml: "limits: {memory: 1MiB, disk: 1MiB, cpus: -1, processes: -1}\n", want: []string{"limits.memory", "limits.disk", "limits.cpus", "limits.processes"}},
 		"a size that overflows":        {yaml: "limits: {memory: 9223372036854775807KiB}\n", want: []string{"is not a size"}},
 		"egress":                       {yaml: "egress: {exempt: [{host: a b, cidr: x, ports: [0]}], deny_cidrs: [y], block_hosts: ['*']}\n", want: []string{"exempt[0]: host", "exempt[0]: cidr", "exempt[0]: ports", "deny_cidrs[0]", "block_hosts[0]"}},

@@ -136,6 +136,7 @@ func (w *wiring) openControl(ctx context.Context) error {
 	builds := control.NewBuilds(control.BuildsConfig{Store: w.store, Templates: w.templates, Builder: w.builder, Logger: w.log})
 	w.sandboxes = control.NewSandboxes(control.SandboxesConfig{
 		Store: w.store, Engine: w.engine, Network: w.network, Builds: builds, Limits: w.cfg.Limits.limits(), Logger: w.log,
+		HibernateAfter: time.Duration(w.cfg.Sessions.HibernateAfter),
 	})
 	w.onClose(func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)

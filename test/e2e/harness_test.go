@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -406,4 +407,20 @@ func processesOf(data string) []string {
 		}
 	}
 	return left
+}
+
+// processIDs lists gVisor's processes of one kind, by its argv[0], that work on a
+// data directory.
+func processIDs(data, kind string) []int {
+	var pids []int
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		cmdline, _ := os.ReadFile(dir + "/cmdline")
+		if bytes.HasPrefix(cmdline, []byte(kind+"\x00")) && bytes.Contains(cmdline, []byte(data+"/")) {
+			if pid, err := strconv.Atoi(filepath.Base(dir)); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
 }

@@ -58,6 +58,9 @@ func (e *Engine) bringBack(ctx context.Context, id string, do func(context.Conte
 	if err := e.halt(ctx, id); err != nil { // what a killed or dead one left
 		return fmt.Errorf("clearing up for sandbox: %w", err)
 	}
+	if err := os.RemoveAll(p.panicLog()); err != nil { // of its former processes
+		return fmt.Errorf("clearing up for sandbox: %w", err)
+	}
 	if err := do(ctx, p, m); err != nil {
 		return errors.Join(withLastWords(err, p), e.halt(ctx, id), p.end())
 	}
@@ -105,7 +108,7 @@ func (e *Engine) revive(ctx context.Context, id string, p place, m meta, netns s
 	if err := p.begin(stepReviving); err != nil {
 		return fmt.Errorf("reviving sandbox: %w", err)
 	}
-	err := errors.Join(os.RemoveAll(p.checkpoint()), os.RemoveAll(p.unfinished()), os.RemoveAll(p.used()), os.RemoveAll(p.panicLog()))
+	err := errors.Join(os.RemoveAll(p.checkpoint()), os.RemoveAll(p.unfinished()), os.RemoveAll(p.used()))
 	if err != nil {
 		return fmt.Errorf("reviving sandbox: %w", err)
 	}

@@ -105,11 +105,15 @@ func ociSpec(p place, s sandbox.Spec, guest string) *specs.Spec {
 	}
 }
 
-// writeJSON writes v to a file of the sandbox's directory.
+// writeJSON writes v to a file of the sandbox's directory, which has the old
+// content or the new one whenever this process is killed.
 func writeJSON(path string, v any) error {
 	data, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(path, data, 0o600)
+	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
 }

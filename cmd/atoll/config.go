@@ -55,6 +55,10 @@ type Config struct {
 	Sessions SessionsConfig `yaml:"sessions"`
 	// Packages says how package layers are built.
 	Packages PackagesConfig `yaml:"packages"`
+	// Model says where the models of agents are.
+	Model ModelConfig `yaml:"model"`
+	// Agent bounds what one turn of an agent may do.
+	Agent AgentConfig `yaml:"agent"`
 }
 
 // EgressConfig adjusts what sandboxes can reach.
@@ -243,7 +247,7 @@ func (c *Config) validate() error {
 		bad("log-format: %q is not text or json", c.LogFormat)
 	}
 	_, err := c.templates(nil, nil)
-	errs = append(errs, err, c.Egress.validate(), c.Limits.validate("limits"), c.Packages.limits().validate("packages"))
+	errs = append(errs, err, c.Egress.validate(), c.Limits.validate("limits"), c.Packages.limits().validate("packages"), c.Model.validate(), c.Agent.validate())
 	if c.Packages.MaxParallel < 0 {
 		bad("packages.max_parallel: %d is negative", c.Packages.MaxParallel)
 	}

@@ -78,6 +78,10 @@ func TestConfigRefusals(t *testing.T) {
 		"a manager nobody knows":       {yaml: "registries: {'*': {brew: [a.example.com]}}\n", want: []string{"brew"}},
 		"a template without a source":  {yaml: "templates: [{name: x}]\n", want: []string{"exactly one of debian, oci and tarball"}},
 		"an authority's file":          {yaml: "ca_file: /does/not/exist\n", want: []string{"ca_file"}},
+		"a model that is nowhere":      {yaml: "model: {base_url: 'ftp://x', key_header: cookie, headers: {'a b': c}, max_tokens: -1}\n", want: []string{"model.base_url", "key_header", "headers", "max_tokens"}},
+		"a key in an address":          {yaml: "model: {base_url: 'https://user:secret@models.example.com'}\n", want: []string{"model.base_url: \"…\""}},
+		"a reply without room":         {yaml: "model: {base_url: 'https://models.example.com', max_tokens: 5, context_window: 5}\n", want: []string{"must be less than context_window"}},
+		"agents without bounds":        {yaml: "agent: {max_requests: -1, max_retries: -1}\n", want: []string{"agent.max_requests", "agent.max_retries"}},
 		"listen, level, format":        {set: func(c *Config) { c.Listen, c.LogLevel, c.LogFormat = "8400", "loud", "xml" }, want: []string{"listen", "log-level", "log-format"}},
 		"a port that is none":          {set: func(c *Config) { c.Listen = "127.0.0.1:http" }, want: []string{"not a port"}},
 		"a short key":                  {set: func(c *Config) { c.APIKey = "x" }, want: []string{"ATOLL_API_KEY"}},
@@ -127,7 +131,7 @@ func TestConfigurationDocument(t *testing.T) {
 			documented[name] = true
 		}
 	}
-	want := map[string]bool{"ATOLL_API_KEY": true, "ATOLL_URL": true}
+	want := map[string]bool{"ATOLL_API_KEY": true, "ATOLL_URL": true, "ATOLL_MODEL_URL": true, "ATOLL_MODEL_KEY": true}
 	fieldNames(reflect.TypeFor[Config](), "", want)
 	for _, flags := range []reflect.Type{reflect.TypeFor[serveCmd](), reflect.TypeFor[clientFlags]()} {
 		settingNames(flags, want)

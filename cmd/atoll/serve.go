@@ -38,7 +38,7 @@ func (f dataFlag) dir(io *streams) string {
 type hostFlags struct {
 	dataFlag
 	Cache     string `help:"Directory of template images and the Debian packages they are made of; may be shared. Default: atoll in the user's cache directory." setting:"ATOLL_CACHE" type:"path" placeholder:"DIR"`
-	Config    string `help:"YAML file of what is structured: templates, registries, egress, limits, packages." setting:"ATOLL_CONFIG" type:"path" placeholder:"FILE"`
+	Config    string `help:"YAML file of what is structured: templates, registries, egress, limits, packages, model, agent." setting:"ATOLL_CONFIG" type:"path" placeholder:"FILE"`
 	LogLevel  string `help:"Least level that is logged: debug, info, warn, error." setting:"ATOLL_LOG_LEVEL" default:"info" placeholder:"LEVEL"`
 	LogFormat string `help:"text or json. Default: text on a terminal, json otherwise." setting:"ATOLL_LOG_FORMAT" placeholder:"FORMAT"`
 }
@@ -61,7 +61,7 @@ func (f hostFlags) load(io *streams, listen string) (Config, error) {
 	if f.Config != "" {
 		errs = append(errs, cfg.readFile(f.Config))
 	}
-	errs = append(errs, cfg.validate())
+	errs = append(errs, cfg.Model.resolve(io.getenv), cfg.validate())
 	if err := errors.Join(errs...); err != nil {
 		return Config{}, fmt.Errorf("the configuration is refused:\n%w", err)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/atoll-run/atoll/internal/agent"
 	"github.com/atoll-run/atoll/internal/control"
 	"github.com/atoll-run/atoll/internal/egress"
 	"github.com/atoll-run/atoll/internal/httpapi"
@@ -60,8 +61,9 @@ type wiring struct {
 	templates *image.Templates
 	builder   *image.Builder
 	sandboxes *control.Sandboxes
-	service   *control.Service
 	turns     *control.Turns
+	agents    *agent.Runner
+	service   *control.Service
 	cache     *control.Cache
 }
 
@@ -149,11 +151,24 @@ func (w *wiring) openControl(ctx context.Context) error {
 	}
 	w.cache = &control.Cache{Store: w.store, Builder: w.builder, Quota: int64(w.cfg.Packages.Quota), Report: w.pruned}
 	w.turns = control.NewTurns(w.store, nil)
-	w.service = control.New(control.Config{Store: w.store, Logger: w.log, Templates: w.templates, Runtime: w.sandboxes, Turns: w.turns})
+	if err := w.openAgents(ctx); err != nil {
+		return err
+	}
+	w.onClose(func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		return w.agents.Shutdown(ctx)
+	})
+	w.service = control.New(control.Config{
+		Store: w.store, Logger: w.log, Templates: w.templates, Runtime: w.sandboxes, Turns: w.turns, Loop: w.agents,
+	})
 	if err := registerGauges(w.metrics, w.sandboxes, builds); err != nil {
 		return err
 	}
-	return w.firstKey(ctx)
+	if err := w.firstKey(ctx); err != nil {
+		return err
+	}
+	return w.agents.Recover(ctx)
 }
 
 // pruned logs what a clean-up of the layer cache did.

@@ -1,0 +1,71 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/atoll-run/atoll/internal/agent"
+	"github.com/atoll-run/atoll/internal/agent/toolset"
+	"github.com/atoll-run/atoll/internal/control"
+	"github.com/atoll-run/atoll/internal/egress"
+	"github.com/atoll-run/atoll/internal/sandbox"
+)
+
+// openAgents makes the loop that runs agents.
+func (w *wiring) openAgents(context.Context) error {
+	model, err := w.cfg.Model.client()
+	if err != nil {
+		return err
+	}
+	set, err := toolset.New(toolset.Config{Logger: w.log})
+	if err != nil {
+		return fmt.Errorf("making the agents' tools: %w", err)
+	}
+	w.agents = agent.New(agent.Config{
+		Turns: w.turns, Model: model, MaxRequests: w.cfg.Agent.MaxRequests, MaxRetries: w.cfg.Agent.MaxRetries, Logger: w.log,
+		OpenTools: func(rec control.SessionRecord) (agent.Tools, error) { return w.openTools(set, rec) },
+	})
+	if model == nil {
+		w.log.Info("no model is configured (model.base_url or ATOLL_MODEL_URL): agents do not run")
+	}
+	return nil
+}
+
+// openTools opens the tools of one session.
+func (w *wiring) openTools(set *toolset.Toolset, rec control.SessionRecord) (agent.Tools, error) {
+	a, err := control.SessionAgent(rec)
+	if err != nil {
+		return nil, err
+	}
+	reach, err := control.SessionEgress(rec)
+	if err != nil {
+		return nil, err
+	}
+	dial := func(source string) toolset.Dial {
+		meta := reach.Meta
+		meta.Source = source
+		return w.network.Dialer(egress.Client{ID: rec.ID, Source: source, Meta: meta, Policy: reach.Session})
+	}
+	return set.Open(toolset.SessionConfig{
+		ID: rec.ID, Box: sessionBox{w.sandboxes, control.Caller{Workspace: rec.Workspace, Kind: control.KeyAPI}, rec.ID},
+		Tools: a.Tools, MCPServers: a.MCPServers, Web: reach.Web,
+		DialWeb: dial(egress.SourceWebTool), DialMCP: dial(egress.SourceMCP),
+	}), nil
+}
+
+// sessionBox is one session's sandbox as its tools see it.
+type sessionBox struct {
+	sandboxes *control.Sandboxes
+	caller    control.Caller
+	session   string
+}
+
+// RunTool implements toolset.Box.
+func (b sessionBox) RunTool(ctx context.Context, call sandbox.ToolCall) (sandbox.ToolResult, error) {
+	return b.sandboxes.RunTool(ctx, b.caller, b.session, call)
+}
+
+// CancelTool implements toolset.Box.
+func (b sessionBox) CancelTool(ctx context.Context, call string) error {
+	return b.sandboxes.CancelTool(ctx, b.caller, b.session, call)
+}

@@ -19,6 +19,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/atoll-run/atoll/internal/egress"
 )
 
 // checks lists every prerequisite in the order in which one needs another.
@@ -175,18 +177,14 @@ func checkUserNS(ctx context.Context) (string, error) {
 // inNetNS runs do on a thread of its own in a new network namespace. The
 // thread is not given back: it ends with the goroutine.
 func inNetNS(do func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
+	return egress.OnThread(func() error {
 		ns, err := netns.New()
 		if err != nil {
-			done <- fmt.Errorf("making a network namespace: %w", err)
-			return
+			return fmt.Errorf("making a network namespace: %w", err)
 		}
 		defer ns.Close()
-		done <- do()
-	}()
-	return <-done
+		return do()
+	})
 }
 
 func checkNetNS(context.Context) (string, error) {

@@ -146,3 +146,25 @@ func TestNearest(t *testing.T) {
 		t.Errorf("got %s", nearest("/var/lib/no-such-directory"))
 	}
 }
+
+// TestNamespacesStayOnTheirThreads: the process's own namespace is that of its
+// main thread, which gVisor's library gives back to threads that it had moved.
+func TestNamespacesStayOnTheirThreads(t *testing.T) {
+	needRoot(t)
+	before, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 300 {
+		if err := inNetNS(func() error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+		after, err := os.Readlink("/proc/self/ns/net")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if after != before {
+			t.Fatalf("the main thread was left in %s, want %s", after, before)
+		}
+	}
+}

@@ -41,17 +41,18 @@ func stepError(step string, err error) error {
 	return fmt.Errorf("%s: %w", step, err)
 }
 
-// onThread runs f on a thread of its own that ends with f. What f does to the
+// OnThread runs f on a thread of its own that ends with f. What f does to the
 // thread (entering a namespace) ends with it: the thread is never unlocked, so
-// the runtime destroys it instead of giving it to another goroutine.
-func onThread(f func() error) error {
+// the runtime destroys it instead of giving it to another goroutine. It is never
+// the main thread, whose namespaces stand for those of the process.
+func OnThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
 			// The main thread is never destroyed: it would hold the namespace
 			// for ever. While it is locked here, f gets another one.
-			done <- onThread(f)
+			done <- OnThread(f)
 			runtime.UnlockOSThread()
 			return
 		}
@@ -63,7 +64,7 @@ func onThread(f func() error) error {
 // inNamespace runs f in a network namespace. f must not resolve or dial beyond
 // that namespace, and must not start goroutines that need it.
 func inNamespace(ns netns.NsHandle, f func() error) error {
-	return onThread(func() error {
+	return OnThread(func() error {
 		if err := netns.Set(ns); err != nil {
 			return stepError("entering network namespace", err)
 		}
@@ -80,7 +81,7 @@ func makePair(limits Limits) (_ *pair, err error) {
 			p.close() // the last references: the kernel removes all that is inside
 		}
 	}()
-	err = onThread(func() error {
+	err = OnThread(func() error {
 		if p.runtime, err = netns.New(); err != nil {
 			return stepError("making runtime namespace", err)
 		}

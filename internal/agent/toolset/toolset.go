@@ -50,6 +50,9 @@ type Result struct {
 	// the text "(no output)".
 	Content []json.RawMessage
 	IsError bool
+	// Failed is set when an MCP server could not be reached for the call.
+	// Content tells the model.
+	Failed *ServerError
 }
 
 // Kind tells who runs a tool.
@@ -111,6 +114,9 @@ type Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
 // Config is what all sessions share.
 type Config struct {
+	// Search is what web_search asks; nil means that the tool is not offered and
+	// that a call of it is an error.
+	Search *Search
 	// Logger receives what goes wrong outside of tools; nil discards.
 	Logger *slog.Logger
 }

@@ -1,0 +1,103 @@
+package toolset
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/atoll-run/atoll/internal/sandbox"
+)
+
+// The limits of what one result made on the server may hold.
+const (
+	maxCharacters = 100_000 // of all text; the rest goes to a file in the sandbox
+	maxImage      = 5 << 20 // bytes of an image
+	maxDocument   = 8 << 20 // bytes of a PDF
+	maxBlocks     = 64
+)
+
+// imageTypes are what the Messages API takes.
+var imageTypes = []string{"image/jpeg", "image/png", "image/gif", "image/webp"}
+
+// source is where the data of a block is.
+type source struct {
+	Type      string `json:"type"` // "base64"
+	MediaType string `json:"media_type"`
+	Data      string `json:"data"`
+}
+
+// dataBlock is an image or document block.
+func dataBlock(kind, mediaType string, data []byte) json.RawMessage {
+	return block(struct {
+		Type   string `json:"type"`
+		Source source `json:"source"`
+	}{kind, source{"base64", mediaType, base64.StdEncoding.EncodeToString(data)}})
+}
+
+// searchBlock is a search_result block; content is not empty.
+func searchBlock(url, title, content string) json.RawMessage {
+	type citations struct {
+		Enabled bool `json:"enabled"`
+	}
+	return block(struct {
+		Type      string            `json:"type"`
+		Source    string            `json:"source"`
+		Title     string            `json:"title"`
+		Content   []json.RawMessage `json:"content"`
+		Citations citations         `json:"citations"`
+	}{"search_result", url, title, []json.RawMessage{textBlock(content)}, citations{}})
+}
+
+func block(v any) json.RawMessage {
+	text, err := json.Marshal(v)
+	if err != nil {
+		panic("toolset: a content block: " + err.Error()) // strings only
+	}
+	return text
+}
+
+// characters cuts text after n characters; it reports whether it did.
+func characters(text string, n int) (string, bool) {
+	if len(text) <= n || utf8.RuneCountInString(text) <= n {
+		return text, false
+	}
+	for i := range text {
+		if n == 0 {
+			return text[:i], true
+		}
+		n--
+	}
+	return text, false
+}
+
+// fit keeps a text that is too long for a result in a file of the sandbox, and
+// gives its beginning with the place of the rest.
+func (s *Session) fit(ctx context.Context, call Call, text string) string {
+	head, cut := characters(text, maxCharacters)
+	if !cut {
+		return text
+	}
+	path := spillDir + "/" + call.ID + ".txt"
+	input := block(map[string]string{"file_path": path, "content": text})
+	note := "the rest could not be kept"
+	if len(input) <= sandbox.MaxToolInput {
+		r, err := s.cfg.Box.RunTool(ctx, sandbox.ToolCall{ID: call.ID + "_spill", Name: sandbox.ToolWrite, Input: input, Roots: fileRoots})
+		switch {
+		case err != nil:
+			s.toolset.log.WarnContext(ctx, "keeping a long result", "session_id", s.cfg.ID, "error", err)
+		case !r.IsError:
+			note = fmt.Sprintf("the whole text, %d bytes, is in %s", len(text), path)
+		}
+	}
+	return head + "\n[output truncated: " + note + "]"
+}
+
+// oneLine makes text fit for a heading or an error.
+func oneLine(text string, max int) string {
+	text = strings.Join(strings.Fields(strings.ToValidUTF8(text, "\uFFFD")), " ")
+	text, _ = characters(text, max)
+	return text
+}

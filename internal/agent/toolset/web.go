@@ -1,0 +1,322 @@
+package toolset
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"golang.org/x/net/html/charset"
+	"golang.org/x/net/idna"
+
+	"github.com/atoll-run/atoll/api"
+	"github.com/atoll-run/atoll/internal/egress"
+)
+
+const (
+	webFetch  = "web_fetch"
+	webSearch = "web_search"
+)
+
+// The limits of one fetch.
+const (
+	maxURL       = 2048
+	maxRedirects = 10
+	maxBody      = 10 << 20 // bytes after decompression
+	fetchTime    = 60 * time.Second
+	tokenBytes   = 4 // a token is taken for this many characters
+)
+
+// refusal is a tool error with a code of the web tools.
+type refusal struct{ code, text string }
+
+func (r *refusal) Error() string { return r.code + ": " + r.text }
+
+func refuse(code, format string, args ...any) error {
+	return &refusal{code, fmt.Sprintf(format, args...)}
+}
+
+// Codes of refusals.
+const (
+	codeInput       = "invalid_input"
+	codeNotAllowed  = "url_not_allowed"
+	codeUnreachable = "url_not_accessible"
+	codeType        = "unsupported_content_type"
+	codeBusy        = "too_many_requests"
+	codeUnavailable = "unavailable"
+)
+
+// site holds what decides about an address: the session's policy and the tool's
+// own lists.
+type site struct {
+	policy           *egress.Policy
+	allowed, blocked []string
+}
+
+// target reads an address and decides whether the tool may go there. The host
+// in what it returns is in canonical form. The port is the last word of the
+// dial guard; this is what is known before.
+func (s site) target(raw string) (*url.URL, error) {
+	if len(raw) > maxURL {
+		return nil, refuse(codeInput, "the URL is longer than %d bytes", maxURL)
+	}
+	u, err := url.Parse(strings.TrimSpace(raw))
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil {
+		return nil, refuse(codeInput, "the URL has to be an http or https address without credentials")
+	}
+	return u, s.check(u)
+}
+
+// check decides about an address and writes its host canonically.
+func (s site) check(u *url.URL) error {
+	if s.policy == nil || s.policy.Mode() == egress.ModeLimited && len(s.policy.Spec().AllowedHosts) == 0 {
+		return refuse(codeNotAllowed, "this session's environment allows no web hosts")
+	}
+	port := 443
+	if u.Scheme == "http" {
+		port = 80
+	}
+	if text := u.Port(); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 || n > 65535 {
+			return refuse(codeInput, "the URL has no valid port")
+		}
+		port = n
+	}
+	name := u.Hostname()
+	if addr, err := netip.ParseAddr(name); err == nil {
+		if s.policy.Mode() != egress.ModeUnrestricted || len(s.allowed) > 0 || addr.Zone() != "" {
+			return refuse(codeNotAllowed, "%s is not an allowed web host", addr)
+		}
+		return nil
+	}
+	ascii, err := idna.Lookup.ToASCII(strings.TrimSuffix(name, "."))
+	if err != nil {
+		ascii = name // names with an underscore are none for idna
+	}
+	host, err := egress.Canonical(ascii)
+	if err != nil {
+		return refuse(codeInput, "the URL has no valid host name: %v", err)
+	}
+	u.Host = host.String()
+	if u.Port() == "" && (u.Scheme == "https" && port != 443 || u.Scheme == "http" && port != 80) {
+		u.Host = net.JoinHostPort(host.String(), strconv.Itoa(port))
+	}
+	switch _, ok := s.policy.Allows(host, port); {
+	case !ok:
+		return refuse(codeNotAllowed, "%s (port %d) is not in the allowed_hosts of this session's environment", host, port)
+	case len(s.allowed) > 0 && !listed(s.allowed, host.String(), u.EscapedPath()):
+		return refuse(codeNotAllowed, "%s is not in the tool's allowed_domains", host)
+	case listed(s.blocked, host.String(), u.EscapedPath()):
+		return refuse(codeNotAllowed, "%s is in the tool's blocked_domains", host)
+	}
+	return nil
+}
+
+// listed tells whether a host is one of the domains or below one. A domain may
+// have a path behind it, which the address then begins with.
+func listed(domains []string, host, path string) bool {
+	return slices.ContainsFunc(domains, func(domain string) bool {
+		name, prefix, _ := strings.Cut(domain, "/")
+		name = strings.ToLower(strings.TrimSuffix(name, "."))
+		if host != name && !strings.HasSuffix(host, "."+name) {
+			return false
+		}
+		prefix = strings.TrimSuffix("/"+prefix, "/")
+		return prefix == "" || path == prefix || strings.HasPrefix(path, prefix+"/")
+	})
+}
+
+// fetch runs web_fetch.
+func (s *Session) fetch(ctx context.Context, call Call, config api.ToolConfig) (Result, error) {
+	var in struct {
+		URL string `json:"url"`
+	}
+	if err := decode(call.Input, &in); err != nil || in.URL == "" {
+		return textResult(true, "%s: %s: give the address as the string url", webFetch, codeInput), nil
+	}
+	at := site{s.cfg.Web, config.AllowedDomains, config.BlockedDomains}
+	ctx, cancel := context.WithTimeout(ctx, fetchTime)
+	defer cancel()
+	page, err := s.get(ctx, at, in.URL)
+	if err != nil {
+		return s.webFailure(ctx, webFetch, err), nil
+	}
+	return s.show(ctx, call, page, config.MaxContentTokens), nil
+}
+
+// page is what a server answered.
+type page struct {
+	url       *url.URL // where it came from, after redirects
+	mediaType string
+	header    string // Content-Type as it was sent
+	body      []byte
+}
+
+// get fetches an address, checking each redirect as the address itself.
+func (s *Session) get(ctx context.Context, at site, raw string) (page, error) {
+	u, err := at.target(raw)
+	if err != nil {
+		return page{}, err
+	}
+	if s.cfg.DialWeb == nil {
+		return page{}, refuse(codeUnavailable, "this server makes no web connections")
+	}
+	client := &http.Client{
+		Transport: transport(s.cfg.DialWeb),
+		CheckRedirect: func(req *http.Request, via []*http.Request) error {
+			if len(via) > maxRedirects {
+				return refuse(codeUnreachable, "more than %d redirects", maxRedirects)
+			}
+			if req.URL.Scheme != "http" && req.URL.Scheme != "https" || req.URL.User != nil {
+				return refuse(codeNotAllowed, "a redirect to what is no web address")
+			}
+			return at.check(req.URL)
+		},
+	}
+	defer client.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return page{}, refuse(codeInput, "the URL is not valid")
+	}
+	req.Header.Set("User-Agent", userAgent)
+	req.Header.Set("Accept", "text/html, text/markdown, text/plain, application/json, application/pdf, image/*, */*;q=0.1")
+	resp, err := client.Do(req)
+	if err != nil {
+		return page{}, err
+	}
+	defer resp.Body.Close()
+	switch {
+	case resp.StatusCode == http.StatusTooManyRequests:
+		return page{}, refuse(codeBusy, "%s answered 429", resp.Request.URL.Host)
+	case resp.StatusCode != http.StatusOK:
+		return page{}, refuse(codeUnreachable, "%s answered %d %s", resp.Request.URL.Host, resp.StatusCode, http.StatusText(resp.StatusCode))
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
+	if err != nil {
+		return page{}, err
+	}
+	if len(body) > maxBody {
+		return page{}, refuse(codeUnreachable, "the content is longer than %d bytes", maxBody)
+	}
+	return newPage(resp.Request.URL, resp.Header.Get("Content-Type"), body), nil
+}
+
+const userAgent = "atoll-web-fetch/1"
+
+func newPage(u *url.URL, contentType string, body []byte) page {
+	if contentType == "" {
+		contentType = http.DetectContentType(body)
+	}
+	mediaType, _, err := mime.ParseMediaType(contentType)
+	if err != nil {
+		mediaType, _, _ = strings.Cut(strings.ToLower(contentType), ";")
+	}
+	return page{url: u, mediaType: strings.TrimSpace(mediaType), header: contentType, body: body}
+}
+
+// transport connects through a session's guard, and through no proxy.
+func transport(dial Dial) *http.Transport {
+	return &http.Transport{
+		DialContext: dial, ForceAttemptHTTP2: true, MaxIdleConns: 8, IdleConnTimeout: 30 * time.Second,
+		TLSHandshakeTimeout: 20 * time.Second, ResponseHeaderTimeout: 45 * time.Second, MaxResponseHeaderBytes: 256 << 10,
+	}
+}
+
+// show makes content blocks of a page.
+func (s *Session) show(ctx context.Context, call Call, p page, maxTokens *int) Result {
+	switch {
+	case p.mediaType == "application/pdf":
+		if len(p.body) > maxDocument {
+			return textResult(true, "%s: %s: the PDF is longer than %d bytes", webFetch, codeUnreachable, maxDocument)
+		}
+		return Result{Content: blocks(textBlock("URL: "+p.url.String()), dataBlock("document", p.mediaType, p.body))}
+	case slices.Contains(imageTypes, p.mediaType):
+		if len(p.body) > maxImage {
+			return textResult(true, "%s: %s: the image is longer than %d bytes", webFetch, codeUnreachable, maxImage)
+		}
+		return Result{Content: blocks(textBlock("URL: "+p.url.String()), dataBlock("image", p.mediaType, p.body))}
+	}
+	title, text, ok := p.text()
+	if !ok {
+		return textResult(true, "%s: %s: %s is not text, a PDF or an image", webFetch, codeType, oneLine(p.mediaType, 100))
+	}
+	head := "URL: " + p.url.String()
+	if title != "" {
+		head += "\nTitle: " + oneLine(title, 500)
+	}
+	if maxTokens != nil {
+		if short, cut := characters(text, min(*maxTokens, maxBody)*tokenBytes); cut {
+			text = short + fmt.Sprintf("\n[content truncated to about %d tokens]", *maxTokens)
+		}
+	}
+	if text == "" {
+		text = "(the page has no text)"
+	}
+	return textResult(false, "%s", s.fit(ctx, call, head+"\n\n"+text))
+}
+
+func blocks[T any](b ...T) []T { return b }
+
+// text is the page's text and title; not ok when it is not text.
+func (p page) text() (title, text string, ok bool) {
+	switch {
+	case p.mediaType == "text/html" || p.mediaType == "application/xhtml+xml":
+		in, err := charset.NewReader(bytes.NewReader(p.body), p.header)
+		if err != nil {
+			in = bytes.NewReader(p.body)
+		}
+		title, text = readable(in, p.url)
+		return title, text, true
+	case textual(p.mediaType):
+		in, err := charset.NewReader(bytes.NewReader(p.body), p.header)
+		if err != nil || utf8.Valid(p.body) {
+			return "", strings.ToValidUTF8(string(p.body), "\uFFFD"), true
+		}
+		decoded, _ := io.ReadAll(io.LimitReader(in, 4*maxBody))
+		return "", strings.ToValidUTF8(string(decoded), "\uFFFD"), true
+	}
+	return "", "", false
+}
+
+// textual tells whether a media type is made of text.
+func textual(mediaType string) bool {
+	if strings.HasPrefix(mediaType, "text/") || strings.HasSuffix(mediaType, "+json") || strings.HasSuffix(mediaType, "+xml") {
+		return true
+	}
+	return slices.Contains([]string{"application/json", "application/xml", "application/javascript", "application/x-javascript", "application/yaml",
+		"application/x-yaml", "application/toml", "application/x-ndjson", "application/x-sh", "application/sql"}, mediaType)
+}
+
+// webFailure words what went wrong for the model. Errors of the network are put
+// in words of our own: theirs may hold addresses of this host.
+func (s *Session) webFailure(ctx context.Context, tool string, err error) Result {
+	if r, ok := errors.AsType[*refusal](err); ok {
+		return textResult(true, "%s: %v", tool, r)
+	}
+	if d, ok := errors.AsType[*egress.DialError](err); ok {
+		code := codeNotAllowed
+		if d.Reason == egress.ReasonResolveFailed || d.Reason == egress.ReasonConnectFailed {
+			code = codeUnreachable
+		}
+		return textResult(true, "%s: %s: the connection was not made (%s)", tool, code, d.Reason)
+	}
+	if cause := context.Cause(ctx); errors.Is(cause, ErrCancelled) {
+		return textResult(true, "%s: interrupted", tool)
+	} else if errors.Is(cause, context.DeadlineExceeded) {
+		return textResult(true, "%s: %s: no answer within %s", tool, codeUnreachable, fetchTime)
+	}
+	s.toolset.log.DebugContext(ctx, "a web tool failed", "session_id", s.cfg.ID, "tool", tool, "error", err)
+	return textResult(true, "%s: %s: the connection failed", tool, codeUnreachable)
+}

@@ -155,7 +155,7 @@ func TestKeys(t *testing.T) {
 		return db, control.New(control.Config{Store: db})
 	}
 	db, service := open()
-	if _, _, err := service.EnsureDefault(t.Context(), ""); err != nil {
+	if _, err := service.EnsureDefault(t.Context(), "", func(string) error { return nil }); err != nil {
 		t.Fatal(err)
 	}
 	env := map[string]string{"ATOLL_DATA": dir}

@@ -183,19 +183,37 @@ func (w *wiring) pruned(gone control.CachePruned, err error) {
 
 // firstKey makes the default workspace and leaves its key in the data directory.
 func (w *wiring) firstKey(ctx context.Context) error {
-	_, secret, err := w.service.EnsureDefault(ctx, w.cfg.APIKey)
+	file := filepath.Join(w.cfg.Data, defaultKeyFile)
+	_, err := w.service.EnsureDefault(ctx, w.cfg.APIKey, func(secret string) error {
+		w.log.InfoContext(ctx, "first start: making the default workspace and a key", "key_file", file)
+		return leaveKey(file, secret)
+	})
 	if err != nil {
 		return fmt.Errorf("making the default workspace: %w", err)
 	}
-	if secret == "" {
-		return nil
-	}
-	file := filepath.Join(w.cfg.Data, defaultKeyFile)
-	if err := os.WriteFile(file, []byte(secret+"\n"), 0o600); err != nil {
-		return fmt.Errorf("leaving the first API key: %w", err)
-	}
-	w.log.InfoContext(ctx, "first start: made the default workspace and a key", "key_file", file)
 	return nil
+}
+
+// leaveKey writes a secret into a file that only its owner reads, whole and
+// durable when it returns.
+func leaveKey(file, secret string) error {
+	temp, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+"-") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(temp.Name()) // of a failure; else it has moved
+	_, err = temp.WriteString(secret + "\n")
+	if err := errors.Join(err, temp.Sync(), temp.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(temp.Name(), file); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(file))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // serve answers requests until ctx ends, then finishes those under way.

@@ -175,7 +175,7 @@ func (oneTemplate) Names() []string        { return []string{"base"} }
 func (w *world) makeSession() {
 	w.t.Helper()
 	ctx := w.t.Context()
-	if _, _, err := w.service.EnsureDefault(ctx, "sk-atoll-test-key"); err != nil {
+	if _, err := w.service.EnsureDefault(ctx, "sk-atoll-test-key", func(string) error { return nil }); err != nil {
 		w.t.Fatal(err)
 	}
 	caller, err := w.service.Authenticate(ctx, "sk-atoll-test-key")

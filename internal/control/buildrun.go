@@ -17,11 +17,17 @@ const keptLines = 5000
 // buildRun is one build for an environment: the template if it is missing, then
 // the package layers. Many wait for it, and a person may watch it.
 type buildRun struct {
+	key         runKey
 	environment string
 	wish        wish
 	wanted      string // the wish's hash
 	began       time.Time
-	done        chan struct{} // closed by finish
+	done        chan struct{}   // closed by finish
+	ctx         context.Context // ends when nobody wants it any more, and with the run
+	cancel      context.CancelFunc
+
+	waiters  int  // who called start and not leave yet; the mu of Builds guards it
+	orphaned bool // the environment does not ask for it; the mu of Builds guards it
 
 	mu      sync.Mutex // guards what follows
 	base    *image.Base
@@ -34,9 +40,11 @@ type buildRun struct {
 	final   *image.Status // the layers' last status
 }
 
-func newBuildRun(environment string, w wish) *buildRun {
-	return &buildRun{environment: environment, wish: w, wanted: w.hash(), began: time.Now().UTC(),
+func newBuildRun(ctx context.Context, environment string, w wish) *buildRun {
+	r := &buildRun{key: runKey{environment, w.hash()}, environment: environment, wish: w, wanted: w.hash(), began: time.Now().UTC(),
 		done: make(chan struct{}), changed: make(chan struct{})}
+	r.ctx, r.cancel = context.WithCancel(ctx)
+	return r
 }
 
 // wait waits for the outcome.
@@ -49,6 +57,13 @@ func (r *buildRun) wait(ctx context.Context) (Root, error) {
 	case <-ctx.Done():
 		return Root{}, ctx.Err()
 	}
+}
+
+// made is the root that the run made; not ok while and if it has none.
+func (r *buildRun) made() (Root, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.root, r.ended() && r.err == nil
 }
 
 func (r *buildRun) ended() bool {

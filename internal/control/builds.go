@@ -49,7 +49,8 @@ type Builds struct {
 	work   sync.WaitGroup
 
 	mu     sync.Mutex
-	runs   map[string]*buildRun   // environment id → its newest run, under mu
+	runs   map[runKey]*buildRun   // the newest of each wish, until it is on record; under mu
+	news   chan struct{}          // closed and replaced when a run begins, under mu
 	counts map[string]int         // outcome → builds since the start, under mu
 	bases  map[string]*image.Base // digest → a base seen before, under mu
 }
@@ -58,6 +59,7 @@ type Builds struct {
 type Root struct {
 	Base *image.Base
 	Dirs []string // lowest first: the base, then the package layers
+	keys []string // of the layers
 }
 
 // wish is what an environment asks a build for.
@@ -83,7 +85,7 @@ func NewBuilds(cfg BuildsConfig) *Builds {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Builds{store: cfg.Store, templates: cfg.Templates, builder: cfg.Builder, log: cfg.Logger,
-		ctx: ctx, cancel: cancel, runs: map[string]*buildRun{},
+		ctx: ctx, cancel: cancel, runs: map[runKey]*buildRun{}, news: make(chan struct{}),
 		counts: map[string]int{api.BuildReady: 0, api.BuildFailed: 0}, bases: map[string]*image.Base{}}
 }
 
@@ -104,7 +106,8 @@ func (b *Builds) wishOf(c *api.CloudConfig) wish {
 }
 
 // Changed starts the build that a created or updated environment asks for, so
-// that its first session finds it done. It does not wait.
+// that its first session finds it done, and ends what it asked for before unless
+// a session waits for that. It does not wait.
 func (b *Builds) Changed(rec EnvironmentRecord) {
 	config, err := EnvironmentConfig(rec)
 	if err != nil {
@@ -112,65 +115,124 @@ func (b *Builds) Changed(rec EnvironmentRecord) {
 		return
 	}
 	if config.Cloud == nil || !rec.ArchivedAt.IsZero() {
+		b.abandon(rec.ID, "")
 		return
 	}
 	w := b.wishOf(config.Cloud)
+	b.abandon(rec.ID, w.hash())
 	b.work.Go(func() {
-		if _, err := b.ready(b.ctx, rec.ID, w); err == nil {
-			return // built before, and nothing changed that a build depends on
+		rec, err := b.recordOf(b.ctx, rec.ID)
+		if err == nil {
+			_, release, err := b.built(rec, w)
+			release()
+			if err == nil {
+				return // built before, and nothing changed that a build depends on
+			}
 		}
-		b.start(rec.ID, w, startOptions{record: true})
+		b.start(rec.Environment, w, startOptions{})
 	})
 }
 
+// Deleted ends the builds of an environment that is gone.
+func (b *Builds) Deleted(environment string) { b.abandon(environment, "") }
+
 // Root answers the root filesystem for what a session's snapshot of its
-// environment asks for, building it or waiting for the build under way. The
-// error of a failed install is an *image.Failure.
-func (b *Builds) Root(ctx context.Context, environment string, config *api.CloudConfig) (Root, error) {
+// environment asks for, building it or waiting for the build under way. Its
+// layers are kept until release is called, which is never nil. The error of a
+// failed install is an *image.Failure. For a while after a failure it is
+// answered again, as a *pausedError, without another attempt.
+func (b *Builds) Root(ctx context.Context, environment string, config *api.CloudConfig) (root Root, release func(), err error) {
 	w := b.wishOf(config)
-	root, err := b.ready(ctx, environment, w)
-	if err == nil {
-		return root, nil
+	for {
+		rec, err := b.recordOf(ctx, environment)
+		if err != nil {
+			return Root{}, func() {}, err
+		}
+		if root, release, err := b.built(rec, w); err == nil {
+			return root, release, nil
+		}
+		if err := b.paused(rec, w); err != nil {
+			return Root{}, func() {}, err
+		}
+		run := b.start(environment, w, startOptions{automatic: true, waits: true})
+		root, err := run.wait(ctx)
+		b.leave(run)
+		if err != nil {
+			return Root{}, func() {}, err
+		}
+		root, release, err := b.hold(root.Base, root.keys)
+		if !errors.Is(err, image.ErrNoLayer) { // else clean-up was quicker
+			return root, release, err
+		}
 	}
-	if !errors.Is(err, errNotBuilt) {
-		return Root{}, err
+}
+
+// recordOf reads what is recorded of an environment's build; where there is
+// nothing the record says only whose it is.
+func (b *Builds) recordOf(ctx context.Context, environment string) (BuildRecord, error) {
+	rec, err := b.store.Build(ctx, environment)
+	if errors.Is(err, ErrNoRecord) {
+		err = nil
 	}
-	return b.start(environment, w, startOptions{}).wait(ctx)
+	if err != nil {
+		err = fmt.Errorf("reading the build of %s: %w", environment, err)
+	}
+	rec.Environment = environment
+	return rec, err
 }
 
 // errNotBuilt: the store has no usable build of the wish.
 var errNotBuilt = errors.New("not built")
 
-// ready answers a wish from the environment's recorded build.
-func (b *Builds) ready(ctx context.Context, environment string, w wish) (Root, error) {
-	rec, err := b.store.Build(ctx, environment)
-	if errors.Is(err, ErrNoRecord) {
-		return Root{}, errNotBuilt
-	}
-	if err != nil {
-		return Root{}, fmt.Errorf("reading the build of %s: %w", environment, err)
-	}
+// built answers a wish from the environment's recorded build; errNotBuilt also
+// if its files are gone because the cache was cleared.
+func (b *Builds) built(rec BuildRecord, w wish) (Root, func(), error) {
 	if rec.Status != api.BuildReady || rec.Wanted != w.hash() {
-		return Root{}, errNotBuilt
+		return Root{}, func() {}, errNotBuilt
 	}
-	root, ok := b.recorded(rec)
-	if !ok {
-		return Root{}, errNotBuilt // its files are gone: the cache was cleared
-	}
-	return root, nil
-}
-
-// recorded finds the directories of a recorded build.
-func (b *Builds) recorded(rec BuildRecord) (Root, bool) {
 	base := b.base(rec.BaseDigest)
 	if base == nil {
-		return Root{}, false
+		return Root{}, func() {}, errNotBuilt
 	}
-	dirs, err := b.builder.LayerDirs(rec.Layers)
+	root, release, err := b.hold(base, rec.Layers)
 	if err != nil {
-		return Root{}, false
+		return Root{}, release, errNotBuilt
 	}
-	return Root{Base: base, Dirs: append([]string{base.Dir}, dirs...)}, true
+	return root, release, nil
+}
+
+// hold keeps layers from clean-up and makes a root of them.
+func (b *Builds) hold(base *image.Base, keys []string) (Root, func(), error) {
+	dirs, release, err := b.builder.Hold(keys)
+	if err != nil {
+		return Root{}, release, err
+	}
+	return Root{Base: base, Dirs: append([]string{base.Dir}, dirs...), keys: keys}, release, nil
+}
+
+// pausedError is a failure that is answered again without another attempt.
+type pausedError struct {
+	failure *image.Failure
+	until   time.Time // when the next automatic attempt may be made
+}
+
+func (e *pausedError) Error() string { return e.failure.Error() }
+func (e *pausedError) Unwrap() error { return e.failure }
+
+// paused tells whether the recorded build of the wish failed a moment ago. The
+// record then stays as it is, with the log of the attempt.
+func (b *Builds) paused(rec BuildRecord, w wish) error {
+	if rec.Status != api.BuildFailed || rec.Wanted != w.hash() {
+		return nil
+	}
+	base := b.base(rec.BaseDigest)
+	if base == nil {
+		return nil
+	}
+	if f, until := b.builder.Paused(image.Request{Base: base, Packages: w.Packages}); f != nil {
+		return &pausedError{f, until}
+	}
+	return nil
 }
 
 // base finds a template version by its digest, or nil. Versions never change,
@@ -215,42 +277,6 @@ func (b *Builds) Succeeded(environment string) bool {
 	return err == nil && rec.Status == api.BuildReady
 }
 
-// startOptions say how a run differs from a session's plain wish.
-type startOptions struct {
-	record bool // it is what the environment itself asks for now
-	fresh  bool // take new versions of what is not pinned
-}
-
-// start joins the environment's run for this wish or begins one.
-func (b *Builds) start(environment string, w wish, opts startOptions) *buildRun {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if run := b.runs[environment]; run != nil && run.wanted == w.hash() && !run.ended() && !opts.fresh {
-		return run
-	}
-	run := newBuildRun(environment, w)
-	b.runs[environment] = run
-	b.work.Go(func() { b.build(run, opts) })
-	return run
-}
-
-// build does a run's work and records how it ended.
-func (b *Builds) build(run *buildRun, opts startOptions) {
-	opts.record = opts.record || b.unrecorded(run)
-	b.record(run, opts)
-	root, release, err := b.make(run, opts)
-	defer release() // the layers are kept until the record names them
-	run.finish(root, err)
-	if b.ctx.Err() != nil && err != nil {
-		return // the server ends: the record keeps saying "building" and the next server goes on
-	}
-	if err != nil {
-		b.log.Warn("environment build failed", "environment_id", run.environment, "error", err)
-	}
-	b.count(run.status().Status)
-	b.record(run, opts)
-}
-
 func (b *Builds) count(outcome string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -262,70 +288,4 @@ func (b *Builds) Counts() map[string]int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return maps.Clone(b.counts)
-}
-
-// unrecorded tells whether nothing else is recorded for the run's environment,
-// so that a session's build is the environment's too.
-func (b *Builds) unrecorded(run *buildRun) bool {
-	rec, err := b.store.Build(b.ctx, run.environment)
-	return errors.Is(err, ErrNoRecord) || err == nil && rec.Wanted == run.wanted
-}
-
-// make builds the base and the layers of a run. release lets clean-up have the
-// layers again and is never nil.
-func (b *Builds) make(run *buildRun, opts startOptions) (Root, func(), error) {
-	base, err := b.templates.Ensure(b.ctx, run.wish.Template, run)
-	if err != nil {
-		return Root{}, func() {}, fmt.Errorf("building template %s: %w", run.wish.Template, err)
-	}
-	run.based(base)
-	root := Root{Base: base, Dirs: []string{base.Dir}}
-	if run.wish.Packages.Empty() {
-		return root, func() {}, nil
-	}
-	layers, err := b.builder.Start(image.Request{Base: base, Packages: run.wish.Packages, Fresh: opts.fresh})
-	if err != nil {
-		return Root{}, func() {}, fmt.Errorf("starting the build: %w", err)
-	}
-	run.layering(layers)
-	result, err := layers.Wait(b.ctx)
-	if err != nil {
-		return Root{}, func() {}, err
-	}
-	for _, l := range result.Layers {
-		root.Dirs = append(root.Dirs, l.Dir)
-	}
-	return root, result.Release, nil
-}
-
-// record writes the run's present state to the store, unless the environment
-// meanwhile asks for something else.
-func (b *Builds) record(run *buildRun, opts startOptions) {
-	if !opts.record || b.current(run.environment) != run {
-		return
-	}
-	status := run.status()
-	doc, err := json.Marshal(status)
-	if err != nil {
-		b.log.Error("build status cannot be encoded", "environment_id", run.environment, "error", err)
-		return
-	}
-	rec := BuildRecord{Environment: run.environment, Wanted: run.wanted, Status: status.Status,
-		BaseDigest: status.BaseDigest, Layers: []string{}, Document: doc, UpdatedAt: time.Now().UTC()}
-	for _, l := range status.Layers {
-		if l.Key != "" && status.Status == api.BuildReady {
-			rec.Layers = append(rec.Layers, l.Key)
-		}
-	}
-	err = b.store.PutBuild(context.WithoutCancel(b.ctx), rec)
-	if err != nil && !errors.Is(err, ErrNoRecord) { // a deleted environment has no record
-		b.log.Error("build cannot be recorded", "environment_id", run.environment, "error", err)
-	}
-}
-
-// current is the environment's newest run of this server, or nil.
-func (b *Builds) current(environment string) *buildRun {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.runs[environment]
 }

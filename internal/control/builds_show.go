@@ -2,10 +2,12 @@ package control
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 
 	"github.com/atoll-run/atoll/api"
@@ -14,42 +16,59 @@ import (
 
 // BuildStatus tells how the newest build of an environment stands.
 func (s *Sandboxes) BuildStatus(ctx context.Context, caller Caller, environment string) (api.Build, error) {
-	if _, err := s.cloudEnvironment(ctx, caller, environment); err != nil {
+	rec, config, err := s.cloudEnvironment(ctx, caller, environment)
+	if err != nil {
 		return api.Build{}, err
 	}
-	return s.builds.status(ctx, environment)
+	return s.builds.status(ctx, rec, s.builds.wishOf(config))
 }
 
 // Rebuild builds an environment's layers again, taking new versions of what is
 // not pinned. Sandboxes made before keep what they have.
 func (s *Sandboxes) Rebuild(ctx context.Context, caller Caller, environment string) (api.Build, error) {
-	rec, err := s.cloudEnvironment(ctx, caller, environment)
+	rec, config, err := s.cloudEnvironment(ctx, caller, environment)
 	if err != nil {
 		return api.Build{}, err
 	}
 	if !rec.ArchivedAt.IsZero() {
 		return api.Build{}, Faultf(Invalid, "Environment %s is archived.", rec.ID)
 	}
-	config, err := EnvironmentConfig(rec)
-	if err != nil {
-		return api.Build{}, err
-	}
-	run := s.builds.start(rec.ID, s.builds.wishOf(config.Cloud), startOptions{record: true, fresh: true})
+	run := s.builds.start(rec.ID, s.builds.wishOf(config), startOptions{fresh: true})
 	return run.status(), nil
 }
 
 // BuildLog writes the log of the newest build from an offset (a number of
 // lines) on; with follow it goes on until the build has ended or write fails.
 func (s *Sandboxes) BuildLog(ctx context.Context, caller Caller, environment string, offset int64, follow bool, write func([]byte) error) error {
-	if _, err := s.cloudEnvironment(ctx, caller, environment); err != nil {
+	rec, config, err := s.cloudEnvironment(ctx, caller, environment)
+	if err != nil {
 		return err
 	}
-	run := s.builds.current(environment)
-	if run == nil {
-		return s.builds.storedLog(ctx, environment, offset, write)
+	w := s.builds.wishOf(config)
+	for {
+		run, news := s.builds.current(rec.ID, w)
+		if run != nil {
+			return run.copyLog(ctx, offset, follow, write)
+		}
+		build, err := s.builds.status(ctx, rec, w)
+		if err != nil {
+			return err
+		}
+		if build.Status != api.BuildQueued || !follow {
+			return s.builds.storedLog(ctx, rec.ID, offset, write)
+		}
+		select { // it is about to begin
+		case <-news:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
+}
+
+// copyLog writes a run's log, with follow until it ends.
+func (r *buildRun) copyLog(ctx context.Context, offset int64, follow bool, write func([]byte) error) error {
 	for at := int(max(0, offset)); ; {
-		lines, next, complete, changed := run.read(at)
+		lines, next, complete, changed := r.read(at)
 		at = next
 		var text bytes.Buffer
 		for _, l := range lines {
@@ -65,7 +84,7 @@ func (s *Sandboxes) BuildLog(ctx context.Context, caller Caller, environment str
 		}
 		select {
 		case <-changed:
-		case <-run.done:
+		case <-r.done:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -99,60 +118,64 @@ func templateOf(m image.Manifest) api.Template {
 }
 
 // cloudEnvironment reads an environment of the caller that has builds.
-func (s *Sandboxes) cloudEnvironment(ctx context.Context, caller Caller, id string) (EnvironmentRecord, error) {
+func (s *Sandboxes) cloudEnvironment(ctx context.Context, caller Caller, id string) (EnvironmentRecord, *api.CloudConfig, error) {
 	rec, err := s.store.Environment(ctx, caller.Workspace, id)
 	if errors.Is(err, ErrNoRecord) {
-		return rec, &Fault{Kind: NotFound, Message: "Environment " + printable(id) + " not found.", Cause: err}
+		return rec, nil, &Fault{Kind: NotFound, Message: "Environment " + printable(id) + " not found.", Cause: err}
 	}
 	if err != nil {
-		return rec, err
+		return rec, nil, err
 	}
 	config, err := EnvironmentConfig(rec)
 	if err != nil {
-		return rec, err
+		return rec, nil, err
 	}
 	if config.Cloud == nil {
-		return rec, Faultf(Invalid, "Environment %s is self_hosted; this server builds nothing for it.", rec.ID)
+		return rec, nil, Faultf(Invalid, "Environment %s is self_hosted; this server builds nothing for it.", rec.ID)
 	}
-	return rec, nil
+	return rec, config.Cloud, nil
 }
 
-// status answers from the running build or from the record.
-func (b *Builds) status(ctx context.Context, environment string) (api.Build, error) {
-	if run := b.current(environment); run != nil {
+// status answers from the run under way or from the record. A record of another
+// wish is of before an update whose build has not begun.
+func (b *Builds) status(ctx context.Context, env EnvironmentRecord, w wish) (api.Build, error) {
+	if run, _ := b.current(env.ID, w); run != nil {
 		return run.status(), nil
 	}
-	rec, err := b.store.Build(ctx, environment)
-	if errors.Is(err, ErrNoRecord) {
-		return api.Build{Type: "environment_build", EnvironmentID: environment, Status: api.BuildNone, Layers: []api.BuildLayer{}}, nil
-	}
+	rec, err := b.recordOf(ctx, env.ID)
 	if err != nil {
-		return api.Build{}, fmt.Errorf("reading the build of %s: %w", environment, err)
+		return api.Build{}, err
 	}
-	var out api.Build
-	if err := json.Unmarshal(rec.Document, &out); err != nil {
-		return api.Build{}, fmt.Errorf("reading the build of %s: %w", environment, err)
+	out := api.Build{Type: "environment_build", EnvironmentID: env.ID, Status: api.BuildQueued, Template: w.Template, Layers: []api.BuildLayer{}}
+	switch {
+	case rec.Wanted == w.hash():
+		if err := json.Unmarshal(rec.Document, &out); err != nil {
+			return api.Build{}, fmt.Errorf("reading the build of %s: %w", env.ID, err)
+		}
+	case !env.ArchivedAt.IsZero():
+		out.Status = api.BuildNone
 	}
 	return out, nil
 }
 
-// storedLog writes the logs of an environment's layers, kept beside them.
+// storedLog writes the recorded log of an environment's build.
 func (b *Builds) storedLog(ctx context.Context, environment string, offset int64, write func([]byte) error) error {
-	rec, err := b.store.Build(ctx, environment)
-	if errors.Is(err, ErrNoRecord) {
+	packed, err := b.store.BuildLog(ctx, environment)
+	if errors.Is(err, ErrNoRecord) || err == nil && len(packed) == 0 {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("reading the build of %s: %w", environment, err)
+		return fmt.Errorf("reading the log of %s: %w", environment, err)
 	}
-	var lines [][]byte
-	for _, key := range rec.Layers {
-		text, err := b.builder.Store().Log(key)
-		if err != nil {
-			return fmt.Errorf("reading the log of a layer: %w", err)
-		}
-		lines = append(lines, slices.Collect(bytes.Lines(text))...)
+	unpacked, err := gzip.NewReader(bytes.NewReader(packed))
+	if err != nil {
+		return fmt.Errorf("reading the log of %s: %w", environment, err)
 	}
+	text, err := io.ReadAll(unpacked)
+	if err != nil {
+		return fmt.Errorf("reading the log of %s: %w", environment, err)
+	}
+	lines := slices.Collect(bytes.Lines(text))
 	lines = lines[min(int64(len(lines)), max(0, offset)):]
 	if len(lines) == 0 {
 		return nil

@@ -212,6 +212,9 @@ func (s *Service) DeleteEnvironment(ctx context.Context, caller Caller, id strin
 	if err := s.store.DeleteEnvironment(ctx, caller.Workspace, id); err != nil {
 		return api.Deleted{}, environmentFault(id, "", err)
 	}
+	if s.runtime != nil {
+		s.runtime.EnvironmentDeleted(id)
+	}
 	return api.Deleted{ID: id, Type: "environment_deleted"}, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
+	"fmt"
 	"strings"
 )
 
@@ -59,6 +60,15 @@ func (s *Service) CreateKey(ctx context.Context, workspace, name string, kind Ke
 	if kind != KeyAPI {
 		return "", Key{}, unsupported("kind " + string(kind))
 	}
+	secret, key = s.newKey(workspace, name, kind, sandbase)
+	if err := s.store.CreateKey(ctx, key); err != nil {
+		return "", Key{}, keyFault(err)
+	}
+	return secret, key, nil
+}
+
+// newKey draws a key that is not stored yet.
+func (s *Service) newKey(workspace, name string, kind KeyKind, sandbase bool) (secret string, key Key) {
 	secret = "sk-atoll-"
 	if sandbase {
 		secret = sandbasePrefix
@@ -67,14 +77,10 @@ func (s *Service) CreateKey(ctx context.Context, workspace, name string, kind Ke
 	randomBase62(random[:])
 	secret += string(random[:])
 	now := s.clock()
-	key = Key{
+	return secret, Key{
 		ID: s.ids.make("apikey_", now), Workspace: workspace, Name: name, Kind: kind,
 		Hash: sha256.Sum256([]byte(secret)), Hint: secret[len(secret)-4:], CreatedAt: now,
 	}
-	if err := s.store.CreateKey(ctx, key); err != nil {
-		return "", Key{}, keyFault(err)
-	}
-	return secret, key, nil
 }
 
 // ListKeys lists a workspace's keys, revoked ones included.
@@ -92,14 +98,16 @@ func (s *Service) ListWorkspaces(ctx context.Context) ([]Workspace, error) {
 	return s.store.ListWorkspaces(ctx)
 }
 
-// EnsureDefault makes the default workspace and a key of it on the first start
-// and returns that key's secret; on later starts it returns none. extra, when
-// not empty, is accepted as a key of the default workspace while this process
-// lives. Call it once, before the first request.
-func (s *Service) EnsureDefault(ctx context.Context, extra string) (workspace, secret string, err error) {
+// EnsureDefault makes the default workspace and a key of it on the first start.
+// leave gets that key's secret before the key counts, so that a first start that
+// ends anywhere leaves no key whose secret nobody has: the next start makes
+// another. On later starts leave is not called. extra, when not empty, is
+// accepted as a key of the default workspace while this process lives. Call it
+// once, before the first request.
+func (s *Service) EnsureDefault(ctx context.Context, extra string, leave func(secret string) error) (workspace string, err error) {
 	workspaces, err := s.store.ListWorkspaces(ctx)
 	if err != nil {
-		return "", "", err
+		return "", err
 	}
 	for _, ws := range workspaces {
 		if ws.Name == "default" {
@@ -110,22 +118,26 @@ func (s *Service) EnsureDefault(ctx context.Context, extra string) (workspace, s
 		now := s.clock()
 		workspace = s.ids.make("wrkspc_", now)
 		if err := s.store.CreateWorkspace(ctx, Workspace{ID: workspace, Name: "default", CreatedAt: now}); err != nil {
-			return "", "", err
+			return "", err
 		}
 	}
 	keys, err := s.store.ListKeys(ctx, workspace)
 	if err != nil {
-		return "", "", err
+		return "", err
 	}
-	if len(keys) == 0 { // also after a crash between the workspace and its key
-		if secret, _, err = s.CreateKey(ctx, workspace, "default", KeyAPI, false); err != nil {
-			return "", "", err
+	if len(keys) == 0 {
+		secret, key := s.newKey(workspace, "default", KeyAPI, false)
+		if err := leave(secret); err != nil {
+			return "", fmt.Errorf("leaving the first API key: %w", err)
+		}
+		if err := s.store.CreateKey(ctx, key); err != nil {
+			return "", err
 		}
 	}
 	if extra != "" {
 		s.extra.Store(&extraKey{hash: sha256.Sum256([]byte(extra)), workspace: workspace})
 	}
-	return workspace, secret, nil
+	return workspace, nil
 }
 
 func keyFault(err error) error {

@@ -2,6 +2,7 @@ package control_test
 
 import (
 	"context"
+	"errors"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -27,7 +28,14 @@ func TestEnsureDefault(t *testing.T) {
 	ctx := context.Background()
 	path := filepath.Join(t.TempDir(), "atoll.db")
 	s, db := open(t, path)
-	workspace, secret, err := s.EnsureDefault(ctx, "extra")
+	var secret string
+	lost := errors.New("no room for the file")
+	workspace, err := s.EnsureDefault(ctx, "extra", func(string) error { return lost })
+	if !errors.Is(err, lost) || workspace != "" {
+		t.Fatalf("a secret that could not be left: %q, %v", workspace, err)
+	}
+	leave := func(s string) error { secret = s; return nil }
+	workspace, err = s.EnsureDefault(ctx, "extra", leave)
 	if err != nil || !strings.HasPrefix(secret, "sk-atoll-") || !strings.HasPrefix(workspace, "wrkspc_01") {
 		t.Fatalf("%q %q %v", workspace, secret, err)
 	}
@@ -41,9 +49,9 @@ func TestEnsureDefault(t *testing.T) {
 		t.Fatal(err)
 	}
 	s, _ = open(t, path)
-	again, none, err := s.EnsureDefault(ctx, "")
-	if err != nil || again != workspace || none != "" {
-		t.Errorf("second start: %q %q %v", again, none, err)
+	again, err := s.EnsureDefault(ctx, "", func(string) error { return errors.New("a second key") })
+	if err != nil || again != workspace {
+		t.Errorf("second start: %q %v", again, err)
 	}
 	if _, err := s.Authenticate(ctx, secret); err != nil {
 		t.Error(err)
@@ -60,7 +68,7 @@ func TestCreateKey(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	s, _ := open(t, filepath.Join(t.TempDir(), "atoll.db"))
-	workspace, _, err := s.EnsureDefault(ctx, "sk-sb-extra")
+	workspace, err := s.EnsureDefault(ctx, "sk-sb-extra", func(string) error { return nil })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -71,6 +71,7 @@ type BuildRecord struct {
 	BaseDigest string
 	Layers     []string // keys, lowest first
 	Document   []byte   // the status shown to people
+	Log        []byte   // compressed; not read back with the rest
 	UpdatedAt  time.Time
 }
 
@@ -168,10 +169,17 @@ type KeyStore interface {
 
 // BuildStore keeps what the environments' builds came to.
 type BuildStore interface {
-	PutBuild(ctx context.Context, rec BuildRecord) error
+	// PutBuild replaces the record of an environment's build, unless still says
+	// no to the environment as it is in the same transaction: that is ErrStale.
+	// An environment that is gone is ErrNoRecord.
+	PutBuild(ctx context.Context, rec BuildRecord, still func(EnvironmentRecord) bool) error
+	// Build reads the record without its Log; ErrNoRecord if there is none.
 	Build(ctx context.Context, environment string) (BuildRecord, error)
+	// BuildLog reads the Log of the record; nil if it has none.
+	BuildLog(ctx context.Context, environment string) ([]byte, error)
 	// UnfinishedBuilds calls each with every environment that is not archived
-	// and whose build was queued or building when it was last recorded.
+	// and whose build was queued or building when it was last recorded, was
+	// never recorded, or was last recorded before the environment changed.
 	UnfinishedBuilds(ctx context.Context, each func(EnvironmentRecord) error) error
 	// ReferencedLayers calls each with the base digest and layer keys of every
 	// environment that is not archived or has a live session.

@@ -109,6 +109,9 @@ func wait(ctx context.Context, work *sync.WaitGroup) error {
 // EnvironmentChanged implements Runtime.
 func (s *Sandboxes) EnvironmentChanged(rec EnvironmentRecord) { s.builds.Changed(rec) }
 
+// EnvironmentDeleted implements Runtime.
+func (s *Sandboxes) EnvironmentDeleted(id string) { s.builds.Deleted(id) }
+
 // SessionCreated implements Runtime.
 func (s *Sandboxes) SessionCreated(rec SessionRecord) {
 	s.mu.Lock()
@@ -146,10 +149,11 @@ func (s *Sandboxes) prepare(ctx context.Context, rec SessionRecord) error {
 	if err != nil {
 		return err
 	}
-	root, err := s.builds.Root(ctx, rec.Environment, &env.CloudConfig)
+	root, release, err := s.builds.Root(ctx, rec.Environment, &env.CloudConfig)
 	if err != nil {
 		return err
 	}
+	defer release() // a mounted layer needs nobody to keep it
 	leave, err := s.slot(ctx)
 	if err != nil {
 		return err

@@ -264,10 +264,15 @@ type rig struct {
 	*world
 	store     *store.Store
 	sandboxes *control.Sandboxes
+	builds    *control.Builds
+	builder   *image.Builder
 	service   *control.Service
 	caller    control.Caller
 	env       string
 	agent     string
+	installs  *installs // what opens boxes; nil has none
+	layers    string    // directory of the layer store
+	clock     func() time.Time
 
 	after  time.Duration // HibernateAfter; zero is the default
 	events chan string   // "what session" of each SandboxEvent
@@ -281,9 +286,9 @@ func newRig(t *testing.T) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = st.Close() })
-	r := &rig{T: t, store: st, events: make(chan string, 100), world: &world{boxes: map[string]sandbox.Info{}, networks: map[string]bool{}, suspended: map[string]bool{}}}
+	r := &rig{T: t, store: st, layers: t.TempDir(), events: make(chan string, 100), world: &world{boxes: map[string]sandbox.Info{}, networks: map[string]bool{}, suspended: map[string]bool{}}}
 	r.open()
-	ws, _, err := r.service.EnsureDefault(ctx, "")
+	ws, err := r.service.EnsureDefault(ctx, "", func(string) error { return nil })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -308,13 +313,17 @@ func newRig(t *testing.T) *rig {
 // open makes the server's part anew, as after a restart.
 func (r *rig) open() {
 	r.Helper()
-	builder, err := image.NewBuilder(image.BuilderConfig{LayersDir: r.TempDir(),
-		OpenBox: func(context.Context, image.BoxSpec) (image.Box, error) { return nil, errors.New("no boxes here") }})
+	open := func(context.Context, image.BoxSpec) (image.Box, error) { return nil, errors.New("no boxes here") }
+	if r.installs != nil {
+		open = r.installs.open
+	}
+	builder, err := image.NewBuilder(image.BuilderConfig{LayersDir: r.layers, OpenBox: open, Now: r.clock, MaxParallel: 4})
 	if err != nil {
 		r.Fatal(err)
 	}
-	tpl := templates{&image.Base{Template: "base", Digest: "d", Dir: r.TempDir()}}
+	tpl := templates{&image.Base{Template: "base", Digest: "d", Dir: r.layers, Arch: "amd64", Managers: map[string]string{"pip": "1"}}}
 	builds := control.NewBuilds(control.BuildsConfig{Store: r.store, Templates: tpl, Builder: builder})
+	r.builds, r.builder = builds, builder
 	r.sandboxes = control.NewSandboxes(control.SandboxesConfig{Store: r.store, Engine: r.world, Network: network{r.world}, Builds: builds,
 		HibernateAfter: r.after, Notify: func(rec control.SessionRecord, what control.SandboxEvent) { r.events <- string(what) + " " + rec.ID }})
 	r.service = control.New(control.Config{Store: r.store, Templates: tpl, Runtime: r.sandboxes})

@@ -175,8 +175,13 @@ func goneSandbox(err error) bool {
 
 // stillFailing tells whether a failed preparation would fail again: its
 // packages failed to install and no later build of the environment succeeded.
+// One that got an earlier failure without an attempt has one to come.
 func (s *Sandboxes) stillFailing(rec SessionRecord, err error) bool {
 	var failure *image.Failure
+	var paused *pausedError
+	if errors.As(err, &paused) && !s.builds.builder.Now().Before(paused.until) {
+		return false
+	}
 	return errors.As(err, &failure) && !s.builds.Succeeded(rec.Environment)
 }
 

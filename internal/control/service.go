@@ -38,6 +38,9 @@ type Runtime interface {
 	// an archive; it starts the build of the layers if they are wanted. It does
 	// not wait.
 	EnvironmentChanged(rec EnvironmentRecord)
+	// EnvironmentDeleted is called after a delete; it ends the builds that
+	// nobody else wants.
+	EnvironmentDeleted(id string)
 	// SessionCreated starts preparing the session's sandbox. It does not wait.
 	SessionCreated(rec SessionRecord)
 	// SessionEnded ends the session's sandbox and frees all it had. It is

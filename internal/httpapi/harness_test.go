@@ -55,6 +55,7 @@ func (w *watcher) take() []string {
 func (w *watcher) EnvironmentChanged(rec control.EnvironmentRecord) {
 	w.note("environment " + rec.Name)
 }
+func (w *watcher) EnvironmentDeleted(string)                {}
 func (w *watcher) SessionCreated(rec control.SessionRecord) { w.note("created " + rec.ID) }
 func (w *watcher) SessionEnded(ctx context.Context, rec control.SessionRecord) error {
 	if _, err := w.store.Session(ctx, rec.Workspace, rec.ID); err != nil {
@@ -118,7 +119,7 @@ func newRig(t *testing.T, sandboxes httpapi.Sandboxes) *rig {
 	t.Cleanup(r.loop.Close)
 	r.service = control.New(control.Config{Store: db, Templates: templates{"base", "code_interpreter", "slim"}, Runtime: r.runtime,
 		Turns: r.turns, Loop: r.loop})
-	if r.workspace, _, err = r.service.EnsureDefault(ctx, key); err != nil {
+	if r.workspace, err = r.service.EnsureDefault(ctx, key, func(string) error { return nil }); err != nil {
 		t.Fatal(err)
 	}
 	h, err := httpapi.New(httpapi.Config{

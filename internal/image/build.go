@@ -104,6 +104,34 @@ func (b *Builder) Layer(key string) (*Layer, error) { return b.store.Layer(key) 
 // LayerDirs returns the directories of layers, to mount above the base.
 func (b *Builder) LayerDirs(keys []string) ([]string, error) { return b.store.LayerDirs(keys) }
 
+// Hold returns the directories of layers, to mount above the base, and keeps the
+// layers from clean-up until release is called, which is never nil. The error is
+// ErrNoLayer, wrapped, if one is not there; nothing is held then.
+func (b *Builder) Hold(keys []string) (dirs []string, release func(), err error) {
+	return b.store.hold(keys)
+}
+
+// Paused returns the failure that an automatic request would get without an
+// attempt, and when that ends; nil if it would be tried, or needs no install.
+func (b *Builder) Paused(req Request) (*Failure, time.Time) {
+	steps := Plan(req.Base, req.Packages, func(s Step) int64 { return b.epoch(s, req.Fresh) })
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, s := range steps {
+		if _, err := b.store.Layer(s.Key); err == nil {
+			continue
+		}
+		if f := b.failed[s.Key]; f != nil && b.jobs[s.Key] == nil && b.cfg.Now().Before(f.until) {
+			return f.failure, f.until
+		}
+		break
+	}
+	return nil, time.Time{}
+}
+
+// Now tells the builder's time.
+func (b *Builder) Now() time.Time { return b.cfg.Now() }
+
 // Close cancels all builds and waits until their boxes are gone.
 func (b *Builder) Close() {
 	b.mu.Lock()

@@ -70,8 +70,8 @@ type Step struct {
 
 // Plan turns package lists into the chain of layers that they need above base,
 // in build order. An empty list makes no layer. The epoch function chooses the
-// epoch of a family; nil means 0 for all.
-func Plan(base *Base, p Packages, epoch func(family string) int64) []Step {
+// epoch of a step; nil means 0 for all.
+func Plan(base *Base, p Packages, epoch func(Step) int64) []Step {
 	var steps []Step
 	parent := ""
 	for _, m := range managerOrder {
@@ -81,7 +81,7 @@ func Plan(base *Base, p Packages, epoch func(family string) int64) []Step {
 		}
 		s := newStep(base, m, list, parent)
 		if epoch != nil {
-			s.setEpoch(epoch(s.Family))
+			s.setEpoch(epoch(s))
 		}
 		steps = append(steps, s)
 		parent = s.Key

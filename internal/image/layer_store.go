@@ -185,6 +185,28 @@ func (s *Store) unpin(key string) {
 	}
 }
 
+// hold pins layers and returns their directories, in the order of the keys.
+func (s *Store) hold(keys []string) (dirs []string, release func(), err error) {
+	held := 0
+	var once sync.Once
+	release = func() {
+		once.Do(func() {
+			for _, key := range keys[:held] {
+				s.unpin(key)
+			}
+		})
+	}
+	for _, key := range keys {
+		if !s.pin(key) {
+			release()
+			return nil, release, fmt.Errorf("layer %.12s: %w", key, ErrNoLayer)
+		}
+		held++
+		dirs = append(dirs, filepath.Join(s.dir, key, "tree"))
+	}
+	return dirs, release, nil
+}
+
 func readHits(path string) int64 {
 	text, _ := os.ReadFile(path)
 	n, _ := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)

@@ -58,7 +58,7 @@ func TestKeys(t *testing.T) {
 			t.Errorf("another %s leaves the key", name)
 		}
 	}
-	fresh := Plan(base, all, func(string) int64 { return 1 })
+	fresh := Plan(base, all, func(Step) int64 { return 1 })
 	if fresh[0].Key == Plan(base, all, nil)[0].Key || fresh[0].Family != Plan(base, all, nil)[0].Family {
 		t.Error("an epoch must change the key and not the family")
 	}

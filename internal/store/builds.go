@@ -17,9 +17,8 @@ func scanBuild(row scanner) (rec control.BuildRecord, err error) {
 	return rec, json.Unmarshal(layers, &rec.Layers)
 }
 
-// PutBuild implements [control.BuildStore]. An environment that is not there is
-// ErrNoRecord. A Document of no length is kept as null.
-func (s *Store) PutBuild(ctx context.Context, rec control.BuildRecord) error {
+// PutBuild implements [control.BuildStore]. A Document of no length is kept as null.
+func (s *Store) PutBuild(ctx context.Context, rec control.BuildRecord, still func(control.EnvironmentRecord) bool) error {
 	layers, err := json.Marshal(rec.Layers)
 	if err != nil {
 		return wrap("storing build", err)
@@ -28,12 +27,20 @@ func (s *Store) PutBuild(ctx context.Context, rec control.BuildRecord) error {
 		rec.Document = []byte("null")
 	}
 	err = s.writes.write(ctx, func(tx *statements) error {
-		_, err := tx.exec(context.Background(), `INSERT INTO builds
-(environment_id, wanted, status, base_digest, layers, document, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7)
-ON CONFLICT (environment_id) DO UPDATE SET wanted = excluded.wanted, status = excluded.status,
-base_digest = excluded.base_digest, layers = excluded.layers, document = excluded.document, updated_at = excluded.updated_at`,
-			rec.Environment, rec.Wanted, rec.Status, rec.BaseDigest, string(layers), string(rec.Document), micros(rec.UpdatedAt))
-		return amend(err, control.ErrNoRecord)
+		ctx := context.Background()
+		env, err := one(ctx, tx, scanEnvironment, selectEnvironments+" WHERE id = $1", rec.Environment)
+		if err != nil {
+			return err
+		}
+		if !still(env) {
+			return control.ErrStale
+		}
+		_, err = tx.exec(ctx, `INSERT INTO builds
+(environment_id, wanted, status, base_digest, layers, document, updated_at, log) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+ON CONFLICT (environment_id) DO UPDATE SET wanted = excluded.wanted, status = excluded.status, base_digest = excluded.base_digest,
+layers = excluded.layers, document = excluded.document, updated_at = excluded.updated_at, log = excluded.log`,
+			rec.Environment, rec.Wanted, rec.Status, rec.BaseDigest, string(layers), string(rec.Document), micros(rec.UpdatedAt), rec.Log)
+		return err
 	})
 	return wrap("storing build", err)
 }
@@ -43,6 +50,15 @@ func (s *Store) Build(ctx context.Context, environment string) (control.BuildRec
 	rec, err := one(ctx, s.read, scanBuild, `SELECT environment_id, wanted, status, base_digest, layers, document, updated_at
 FROM builds WHERE environment_id = $1`, environment)
 	return rec, wrap("reading build", err)
+}
+
+// BuildLog implements [control.BuildStore].
+func (s *Store) BuildLog(ctx context.Context, environment string) ([]byte, error) {
+	log, err := one(ctx, s.read, func(row scanner) (log []byte, err error) {
+		err = row.Scan(&log)
+		return log, err
+	}, `SELECT log FROM builds WHERE environment_id = $1`, environment)
+	return log, wrap("reading the log of a build", err)
 }
 
 // ReferencedLayers implements [control.BuildStore]. each may call the store.
@@ -72,9 +88,10 @@ ORDER BY b.environment_id LIMIT $2`, last, batch)
 func (s *Store) UnfinishedBuilds(ctx context.Context, each func(control.EnvironmentRecord) error) error {
 	for last := ""; ; {
 		recs, err := many(ctx, s.read, scanEnvironment, `SELECT e.id, e.workspace_id, e.name, e.document, e.created_at, e.updated_at, e.archived_at
-FROM builds b JOIN environments e ON e.id = b.environment_id
-WHERE b.status IN ('queued', 'building') AND b.environment_id > $1 AND e.archived_at IS NULL
-ORDER BY b.environment_id LIMIT $2`, last, batch)
+FROM environments e LEFT JOIN builds b ON b.environment_id = e.id
+WHERE e.id > $1 AND e.archived_at IS NULL
+  AND (b.environment_id IS NULL OR b.status IN ('queued', 'building') OR b.updated_at < e.updated_at)
+ORDER BY e.id LIMIT $2`, last, batch)
 		if err != nil {
 			return wrap("reading unfinished builds", err)
 		}

@@ -71,7 +71,7 @@ func start(t *testing.T) *server {
 	if err := db.CreateWorkspace(t.Context(), control.Workspace{ID: fixtureSpace, Name: "default", CreatedAt: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := s.service.EnsureDefault(t.Context(), apiKey); err != nil {
+	if _, err := s.service.EnsureDefault(t.Context(), apiKey, func(string) error { return nil }); err != nil {
 		t.Fatal(err)
 	}
 	h, err := httpapi.New(httpapi.Config{Service: s.service})

@@ -168,8 +168,8 @@ func decode(t *testing.T, raw string, into any) {
 }
 
 // builtAtLast waits until an environment's build is ready. A public registry
-// that cannot be reached for a while is no matter of these tests: then a new
-// session has it tried again, as it does for everyone.
+// that cannot be reached for a while is no matter of these tests: then new
+// sessions have it tried again, as they do for everyone.
 func (s *server) builtAtLast(agent, env string) build {
 	s.t.Helper()
 	again := 0
@@ -190,8 +190,13 @@ func (s *server) again(agent, env string, b build, times *int) {
 		s.t.Fatalf("build: %+v %+v", b, b.Error)
 	}
 	s.t.Logf("again: %s", b.Error.Message)
-	s.session(agent, env)
-	waitFor(s.t, time.Minute, "another build", func() bool {
+	// For a while a session is answered the failure without an attempt.
+	next := time.Now()
+	waitFor(s.t, 2*time.Minute, "another build", func() bool {
+		if time.Now().After(next) {
+			s.session(agent, env)
+			next = time.Now().Add(10 * time.Second)
+		}
 		s.call("GET", "/atoll/v1/environments/"+env+"/build", nil, &b)
 		return b.Status != "failed"
 	})

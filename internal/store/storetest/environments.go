@@ -82,7 +82,7 @@ func environmentNames(t *testing.T, f *fixture) {
 
 func environmentDeletion(t *testing.T, f *fixture) {
 	e := f.addEnv(1)
-	f.ok(f.PutBuild(f.ctx, control.BuildRecord{Environment: e.ID, Status: "ready"}))
+	f.ok(f.PutBuild(f.ctx, control.BuildRecord{Environment: e.ID, Status: "ready"}, func(control.EnvironmentRecord) bool { return true }))
 	s := f.addSession(1, e.ID)
 	f.fails(f.DeleteEnvironment(f.ctx, "w2", e.ID), control.ErrNoRecord)
 	f.fails(f.DeleteEnvironment(f.ctx, "w1", e.ID), control.ErrInUse)

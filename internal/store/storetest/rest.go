@@ -42,14 +42,20 @@ func keys(t *testing.T, f *fixture) {
 }
 
 func builds(t *testing.T, f *fixture) {
+	always := func(control.EnvironmentRecord) bool { return true }
 	e := f.addEnv(1)
 	_, err := f.Build(f.ctx, e.ID)
 	f.fails(err, control.ErrNoRecord)
-	f.fails(f.PutBuild(f.ctx, control.BuildRecord{Environment: "env_none", Status: "queued"}), control.ErrNoRecord)
+	f.fails(f.PutBuild(f.ctx, control.BuildRecord{Environment: "env_none", Status: "queued"}, always), control.ErrNoRecord)
 	for n, status := range []string{"queued", "ready"} {
 		want := control.BuildRecord{Environment: e.ID, Wanted: "w", Status: status, BaseDigest: "sha256:b",
 			Layers: []string{"l1", "l2"}[:n*2], Document: []byte(`{"log":[]}`), UpdatedAt: at(n)}
-		f.ok(f.PutBuild(f.ctx, want))
+		want.Log = []byte(status)
+		f.ok(f.PutBuild(f.ctx, want, always))
+		log, err := f.BuildLog(f.ctx, e.ID)
+		f.ok(err)
+		f.same(log, want.Log)
+		want.Log = nil
 		got, err := f.Build(f.ctx, e.ID)
 		f.ok(err)
 		f.same(got, want)
@@ -60,10 +66,33 @@ func builds(t *testing.T, f *fixture) {
 		}))
 		f.same(open, map[string][]string{"queued": {e.ID}}[status])
 	}
+	// Another wish than the environment's is not recorded.
+	f.fails(f.PutBuild(f.ctx, control.BuildRecord{Environment: e.ID, Status: "failed"}, func(rec control.EnvironmentRecord) bool {
+		f.same(rec, e)
+		return false
+	}), control.ErrStale)
+	got, err := f.Build(f.ctx, e.ID)
+	f.ok(err)
+	f.same(got.Status, "ready")
+	// A build that was never recorded, or before the environment changed, is
+	// still to come.
+	for _, n := range []int{5, 6} {
+		rec := f.addEnv(n)
+		if n == 6 {
+			f.ok(f.PutBuild(f.ctx, control.BuildRecord{Environment: rec.ID, Status: "ready", UpdatedAt: rec.UpdatedAt.Add(-1e6)}, always))
+		}
+		open := []string{}
+		f.ok(f.UnfinishedBuilds(f.ctx, func(rec control.EnvironmentRecord) error {
+			open = append(open, rec.ID)
+			return nil
+		}))
+		f.same(open, []string{rec.ID})
+		f.ok(f.PutBuild(f.ctx, control.BuildRecord{Environment: rec.ID, Status: "failed", UpdatedAt: rec.UpdatedAt, BaseDigest: "sha256:b", Layers: []string{"l1", "l2"}}, always))
+	}
 	// Archived without a session, archived with an archived and with a live one.
 	for n, live := range map[int]string{2: "none", 3: "archived", 4: "live"} {
 		rec := f.addEnv(n)
-		f.ok(f.PutBuild(f.ctx, control.BuildRecord{Environment: rec.ID, Status: "ready", BaseDigest: live}))
+		f.ok(f.PutBuild(f.ctx, control.BuildRecord{Environment: rec.ID, Status: "ready", BaseDigest: live}, always))
 		if live != "none" {
 			f.addSession(n, rec.ID, func(r *control.SessionRecord) {
 				if live == "archived" {
@@ -73,12 +102,12 @@ func builds(t *testing.T, f *fixture) {
 		}
 		f.archiveEnv(rec.ID, at(10))
 	}
-	got := map[string][]string{}
-	f.ok(f.ReferencedLayers(f.ctx, func(base string, layers []string) error {
-		got[base] = layers
+	layers := map[string][]string{}
+	f.ok(f.ReferencedLayers(f.ctx, func(base string, keys []string) error {
+		layers[base] = keys
 		return nil
 	}))
-	f.same(got, map[string][]string{"sha256:b": {"l1", "l2"}, "live": nil})
+	f.same(layers, map[string][]string{"sha256:b": {"l1", "l2"}, "live": nil})
 	stop := errors.New("stop")
 	f.fails(f.ReferencedLayers(f.ctx, func(string, []string) error { return stop }), stop)
 }

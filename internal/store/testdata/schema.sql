@@ -23,8 +23,7 @@ CREATE TABLE builds (
   layers         TEXT NOT NULL CHECK (json_valid(layers)),
   document       TEXT NOT NULL CHECK (json_valid(document)),
   updated_at     INTEGER NOT NULL
-) STRICT;
-CREATE INDEX builds_unfinished ON builds (environment_id) WHERE status IN ('queued', 'building');
+, log BLOB) STRICT;
 CREATE TABLE environments (
   id           TEXT PRIMARY KEY NOT NULL CHECK (id <> ''),
   workspace_id TEXT NOT NULL REFERENCES workspaces (id),

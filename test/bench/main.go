@@ -8,6 +8,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -29,6 +30,8 @@ type sample struct {
 	PerSec   float64   `json:"per_second,omitempty"`
 	Failures int       `json:"failures"`
 	Note     string    `json:"note,omitempty"`
+	// Against is the row that the ratio is with, if it is not the group's first.
+	Against *sample `json:"-"`
 }
 
 func (s *sample) add(d time.Duration, err error) {
@@ -53,21 +56,38 @@ func (s *sample) quantile(q float64) float64 {
 type group struct {
 	Title string    `json:"title"`
 	Rows  []*sample `json:"rows"`
+	// Slower turns the ratio round: how many times as long as the first row.
+	Slower bool `json:"-"`
+	// Unit of the times, if it is not ms.
+	Unit string `json:"unit,omitempty"`
 }
 
 func main() {
 	quick := flag.Bool("quick", false, "a tenth of the runs")
 	out := flag.String("json", "", "also write the raw data to this file")
+	only := flag.String("only", "", "run these parts, with commas between: "+strings.Join(parts(), ","))
+	asProbe := flag.Bool("probe", false, "be a client of the egress part")
 	flag.Parse()
-	if err := run(*quick, *out); err != nil {
+	do := func() error { return run(*quick, *only, *out) }
+	if *asProbe {
+		do = func() error { return runProbe(flag.Args()) }
+	}
+	if err := do(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(quick bool, out string) (err error) {
+// parts are what there is to measure, in order.
+func parts() []string { return []string{"starts", "execs", "builds", "api", "egress"} }
+
+func run(quick bool, only, out string) (err error) {
 	if os.Getuid() != 0 {
 		return fmt.Errorf("needs root (sandboxes, mounts and network namespaces)")
+	}
+	wanted := parts()
+	if only != "" {
+		wanted = strings.Split(only, ",")
 	}
 	dir, err := os.MkdirTemp("", "atoll-bench-")
 	if err != nil {
@@ -78,15 +98,21 @@ func run(quick bool, out string) (err error) {
 	if quick {
 		n = 8
 	}
-	b := &bench{dir: dir, n: n, quick: quick}
+	b := &bench{dir: dir, n: n, quick: quick, upstreamAt: loopback()}
+	steps := map[string]func() ([]group, error){"starts": b.starts, "execs": b.execs, "builds": b.builds, "api": b.api, "egress": b.egress}
+	for _, name := range wanted {
+		if steps[name] == nil {
+			return fmt.Errorf("no part is called %q; there are %s", name, strings.Join(parts(), ", "))
+		}
+	}
 	defer b.close()
 	if err := b.prepare(); err != nil {
 		return err
 	}
 	machine()
 	var groups []group
-	for _, step := range []func() ([]group, error){b.starts, b.execs, b.builds, b.api} {
-		gs, err := step()
+	for _, name := range wanted {
+		gs, err := steps[name]()
 		if err != nil {
 			return err
 		}
@@ -128,14 +154,26 @@ func (g group) print() {
 		}
 		return
 	}
-	fmt.Printf("  %-44s %4s %9s %9s %9s %7s\n", "", "n", "min ms", "p50 ms", "p99 ms", "ours/it")
-	ours := g.Rows[0].quantile(.5)
+	ratio := "ours/it"
+	if g.Slower {
+		ratio = "it/first"
+	}
+	unit := cmp.Or(g.Unit, "ms")
+	fmt.Printf("  %-44s %4s %9s %9s %9s %8s\n", "", "n", "min "+unit, "p50 "+unit, "p99 "+unit, ratio)
 	for _, r := range g.Rows {
 		if len(r.Millis) == 0 {
 			fmt.Printf("  %-44s not measured: %s\n", r.Name, strings.TrimSpace(r.Note))
 			continue
 		}
-		fmt.Printf("  %-44s %4d %9.2f %9.2f %9.2f %7.2f", r.Name, len(r.Millis), r.quantile(0), r.quantile(.5), r.quantile(.99), ours/r.quantile(.5))
+		against := g.Rows[0]
+		if r.Against != nil {
+			against = r.Against
+		}
+		times := against.quantile(.5) / r.quantile(.5)
+		if g.Slower {
+			times = 1 / times
+		}
+		fmt.Printf("  %-44s %4d %9.2f %9.2f %9.2f %8.2f", r.Name, len(r.Millis), r.quantile(0), r.quantile(.5), r.quantile(.99), times)
 		if r.Failures > 0 {
 			fmt.Printf("   %d failed: %s", r.Failures, strings.TrimSpace(r.Note))
 		}

@@ -35,6 +35,9 @@ type bench struct {
 	runsc  string // path of the binary built from the pinned module
 	rootfs string // the slim template's root filesystem
 	shared string // where the peers have it mounted
+
+	probe      string // path of this program, built to run anywhere
+	upstreamAt string // address of the upstream that sandboxes reach
 }
 
 type object = map[string]any
@@ -51,10 +54,8 @@ func (b *bench) prepare() error {
 		{"build", "-o", filepath.Join(b.dir, "atoll"), "./cmd/atoll"},
 		{"build", "-o", b.runsc, "gvisor.dev/gvisor/runsc"},
 	} {
-		cmd := exec.Command("go", args...)
-		cmd.Dir, cmd.Env, cmd.Stderr = top, append(os.Environ(), "CGO_ENABLED=0"), os.Stderr
-		if err := cmd.Run(); err != nil {
-			return fmt.Errorf("go %s: %w", strings.Join(args, " "), err)
+		if err := goBuild(top, args...); err != nil {
+			return err
 		}
 	}
 	if err := b.start(); err != nil {
@@ -80,6 +81,16 @@ func (b *bench) prepare() error {
 		return err
 	}
 	return b.mountShared()
+}
+
+// goBuild runs the Go tool for what has to be static.
+func goBuild(dir string, args ...string) error {
+	cmd := exec.Command("go", args...)
+	cmd.Dir, cmd.Env, cmd.Stderr = dir, append(os.Environ(), "CGO_ENABLED=0"), os.Stderr
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("go %s: %w", strings.Join(args, " "), err)
+	}
+	return nil
 }
 
 func cacheDir() (string, error) {
@@ -128,7 +139,11 @@ func (b *bench) start() error {
 	if err != nil {
 		return err
 	}
-	b.server = exec.Command(filepath.Join(b.dir, "atoll"), "serve", "--listen", addr, "--data", filepath.Join(b.dir, "data"), "--cache", cache)
+	config := filepath.Join(b.dir, "config.yaml")
+	if err := os.WriteFile(config, []byte(b.egressConfig()), 0o600); err != nil {
+		return err
+	}
+	b.server = exec.Command(filepath.Join(b.dir, "atoll"), "serve", "--listen", addr, "--data", filepath.Join(b.dir, "data"), "--cache", cache, "--config", config)
 	b.server.Env = append(os.Environ(), "ATOLL_API_KEY="+key)
 	b.server.Stdout, b.server.Stderr = log, log
 	b.server.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -168,3 +168,33 @@ func TestNamespacesStayOnTheirThreads(t *testing.T) {
 		}
 	}
 }
+
+// TestEgressSettings: what opens something is said, and what is risky warns.
+func TestEgressSettings(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct{ yaml, found, risk string }{
+		{"", "no exemption, no port opened", ""},
+		{"egress: {exempt: [{host: pip.example.com, cidr: 10.1.2.0/24}]}", "pip.example.com at 10.1.2.0/24", ""},
+		{"egress: {open_ports: [{host: git.example.com, ports: [22]}]}", "git.example.com on ports [22], unchecked", ""},
+		{"egress: {exempt: [{host: a.example.com, cidr: 127.0.0.1/32}]}", "", "a.example.com at 127.0.0.1/32: services of this machine"},
+		{"egress: {exempt: [{host: a.example.com, cidr: 169.254.169.254/32}]}", "", "metadata"},
+		{"egress: {ech: allow}", "", "encrypted ClientHellos"},
+	} {
+		cfg := valid(t)
+		if err := errors.Join(cfg.parse("x", []byte(test.yaml)), cfg.validate()); err != nil {
+			t.Fatal(err)
+		}
+		found, err := checkEgressSettings(t.Context(), cfg)
+		if found != test.found || (err == nil) != (test.risk == "") || err != nil && !strings.Contains(err.Error(), test.risk) {
+			t.Errorf("%q: %q %v", test.yaml, found, err)
+		}
+	}
+	cfg := valid(t)
+	cfg.Egress.DenyCIDRs, cfg.Egress.BlockPorts = []string{"203.0.113.0/24"}, []int{6667}
+	found, err := checkSafetyList(cfg)
+	for _, want := range []string{"169.254.0.0/16", "168.63.129.16/32", "TCP port 25", "203.0.113.0/24", "6667", "this host: "} {
+		if err != nil || !strings.Contains(found, want) {
+			t.Errorf("%q is not in %q (%v)", want, found, err)
+		}
+	}
+}

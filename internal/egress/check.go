@@ -1,6 +1,7 @@
 package egress
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Check makes a network, tries it from the inside, and removes it. The error
@@ -69,6 +72,9 @@ func probe(ctx context.Context) error {
 	const localhost = "\x00\x01\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x09localhost\x00\x00\x01\x00\x01"
 	if err := talk("udp4", "192.0.2.53:53", localhost, "\x7f\x00\x00\x01"); err != nil {
 		return stepError("redirecting DNS to the stub", err)
+	}
+	if err := talk("udp4", "192.0.2.53:123", "x", ""); !errors.Is(err, unix.ECONNREFUSED) {
+		return stepError("refusing UDP at once", cmp.Or(err, errors.New("it was answered")))
 	}
 	err := talk("tcp4", refusalAddress().String()+":80", "GET / HTTP/1.1\r\nHost: example.com\r\n\r\n", " 403 ")
 	return stepError("redirecting TCP to the gateway", err)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/atoll-run/atoll/internal/agent"
 	"github.com/atoll-run/atoll/internal/agent/toolset"
@@ -68,4 +69,13 @@ func (b sessionBox) RunTool(ctx context.Context, call sandbox.ToolCall) (sandbox
 // CancelTool implements toolset.Box.
 func (b sessionBox) CancelTool(ctx context.Context, call string) error {
 	return b.sandboxes.CancelTool(ctx, b.caller, b.session, call)
+}
+
+// reportSandbox writes what happened to a session's sandbox into its log.
+func (w *wiring) reportSandbox(rec control.SessionRecord, what control.SandboxEvent, words string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := w.turns.Report(ctx, rec, words, what == control.SandboxUnbuildable); err != nil {
+		w.log.ErrorContext(ctx, "telling a session of its sandbox", "session_id", rec.ID, "event", what, "error", err)
+	}
 }

@@ -136,9 +136,10 @@ func (w *wiring) openImages(context.Context) (err error) {
 // first key.
 func (w *wiring) openControl(ctx context.Context) error {
 	builds := control.NewBuilds(control.BuildsConfig{Store: w.store, Templates: w.templates, Builder: w.builder, Logger: w.log})
+	w.turns = control.NewTurns(w.store, nil)
 	w.sandboxes = control.NewSandboxes(control.SandboxesConfig{
 		Store: w.store, Engine: w.engine, Network: w.network, Builds: builds, Limits: w.cfg.Limits.limits(), Logger: w.log,
-		HibernateAfter: time.Duration(w.cfg.Sessions.HibernateAfter),
+		HibernateAfter: time.Duration(w.cfg.Sessions.HibernateAfter), Notify: w.reportSandbox,
 	})
 	w.onClose(func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -150,7 +151,6 @@ func (w *wiring) openControl(ctx context.Context) error {
 		w.log.ErrorContext(ctx, "reconciling left something behind", "error", err)
 	}
 	w.cache = &control.Cache{Store: w.store, Builder: w.builder, Quota: int64(w.cfg.Packages.Quota), Report: w.pruned}
-	w.turns = control.NewTurns(w.store, nil)
 	if err := w.openAgents(ctx); err != nil {
 		return err
 	}

@@ -29,9 +29,9 @@ type SandboxesConfig struct {
 	// DefaultHibernateAfter, negative never.
 	HibernateAfter time.Duration
 	// Notify, when set, is told what happened to a session's sandbox that its
-	// agent does not know, each time once. It is called from several goroutines
-	// and returns soon.
-	Notify func(SessionRecord, SandboxEvent)
+	// agent does not know, each time once, in words for the session's log. It is
+	// called from several goroutines and returns soon.
+	Notify func(rec SessionRecord, what SandboxEvent, words string)
 	Logger *slog.Logger
 }
 
@@ -49,7 +49,7 @@ type Sandboxes struct {
 	slots   chan struct{} // one per sandbox being made or brought back
 	aside   chan struct{} // one per sandbox being put aside
 	after   time.Duration // HibernateAfter
-	notify  func(SessionRecord, SandboxEvent)
+	notify  func(SessionRecord, SandboxEvent, string)
 
 	ctx    context.Context // the service's own life; ends in Shutdown
 	cancel context.CancelFunc
@@ -74,7 +74,7 @@ func NewSandboxes(cfg SandboxesConfig) *Sandboxes {
 		cfg.HibernateAfter = DefaultHibernateAfter
 	}
 	if cfg.Notify == nil {
-		cfg.Notify = func(SessionRecord, SandboxEvent) {}
+		cfg.Notify = func(SessionRecord, SandboxEvent, string) {}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Sandboxes{

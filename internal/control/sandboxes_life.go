@@ -22,7 +22,16 @@ const (
 	// SandboxLost: its files are lost with a restart of the machine, and a fresh
 	// sandbox takes its place.
 	SandboxLost SandboxEvent = "lost"
+	// SandboxUnbuildable: there is none, because the environment's packages could
+	// not be installed.
+	SandboxUnbuildable SandboxEvent = "unbuildable"
 )
+
+// words of the events that carry none of their own, for the session's log.
+var sandboxWords = map[SandboxEvent]string{
+	SandboxRemade: "The session's sandbox died, mostly because it was out of memory, and was started anew: its files are there, its processes are not.",
+	SandboxLost:   "The session's sandbox was lost with a restart of the machine; a fresh one takes its place, without the files.",
+}
 
 // entry is one session's sandbox as far as this server knows it, and the newest
 // attempt to make it or bring it back.
@@ -198,6 +207,9 @@ func (s *Sandboxes) begin(rec SessionRecord, how attempt) *entry {
 			e.err, e.condition = nil, conditionLost // before done: nobody reads it yet
 		case e.err != nil && ctx.Err() == nil:
 			s.log.ErrorContext(ctx, "session has no sandbox", "session_id", rec.ID, "error", e.err)
+			if fault, ok := AsFault(sandboxFault(ctx, e.err)); ok && fault.Code == CodeBuildFailed {
+				s.notify(rec, SandboxUnbuildable, fault.Message)
+			}
 		}
 	})
 	return e
@@ -235,7 +247,7 @@ func (s *Sandboxes) bringBack(ctx context.Context, rec SessionRecord, how attemp
 		return fmt.Errorf("starting the sandbox anew: %w", err)
 	}
 	s.log.InfoContext(ctx, "sandbox started anew on its files", "session_id", rec.ID, "took", time.Since(start))
-	s.notify(rec, SandboxRemade)
+	s.notify(rec, SandboxRemade, sandboxWords[SandboxRemade])
 	return nil
 }
 
@@ -305,7 +317,7 @@ func (s *Sandboxes) ended(ctx context.Context, rec SessionRecord, e *entry) erro
 	}
 	s.mu.Unlock()
 	if lost {
-		s.notify(rec, SandboxLost)
+		s.notify(rec, SandboxLost, sandboxWords[SandboxLost])
 	}
 	if files {
 		return Faultf(Conflict, "The sandbox of session %s has ended, mostly because it was out of memory. "+

@@ -325,7 +325,9 @@ func (r *rig) open() {
 	builds := control.NewBuilds(control.BuildsConfig{Store: r.store, Templates: tpl, Builder: builder})
 	r.builds, r.builder = builds, builder
 	r.sandboxes = control.NewSandboxes(control.SandboxesConfig{Store: r.store, Engine: r.world, Network: network{r.world}, Builds: builds,
-		HibernateAfter: r.after, Notify: func(rec control.SessionRecord, what control.SandboxEvent) { r.events <- string(what) + " " + rec.ID }})
+		HibernateAfter: r.after, Notify: func(rec control.SessionRecord, what control.SandboxEvent, _ string) {
+			r.events <- string(what) + " " + rec.ID
+		}})
 	r.service = control.New(control.Config{Store: r.store, Templates: tpl, Runtime: r.sandboxes})
 	sandboxes := r.sandboxes
 	r.Cleanup(func() {

@@ -237,6 +237,30 @@ func (t *Turns) Commit(ctx context.Context, step Step) (SessionRecord, []EventRe
 	})
 }
 
+// Report appends a session.error to a session's log, for what happened to it
+// outside of the agent loop. terminal says that the session cannot go on;
+// otherwise it goes on. A session that is archived or gone is not told.
+func (t *Turns) Report(ctx context.Context, rec SessionRecord, words string, terminal bool) error {
+	e := api.SessionError{Type: api.ErrorUnknown, Message: words, RetryStatus: api.RetryStatus{Type: api.RetryRetrying}}
+	if terminal {
+		e.RetryStatus.Type = api.RetryTerminal
+	}
+	text, err := json.Marshal(api.ErrorFields{Error: e})
+	if err != nil {
+		return fmt.Errorf("writing an error event: %w", err)
+	}
+	_, _, err = t.change(ctx, rec.Workspace, rec.ID, func(state LogState, _ time.Time) (LogChange, error) {
+		if !state.Session.ArchivedAt.IsZero() {
+			return LogChange{}, ErrEnded
+		}
+		return LogChange{Log: []EventRecord{{ID: t.EventID(), Type: api.EventSessionError, Fields: text}}}, nil
+	})
+	if errors.Is(err, ErrEnded) || errors.Is(err, ErrNoRecord) {
+		return nil
+	}
+	return err
+}
+
 // ErrEnded says that a session is archived, so that its log has ended.
 var ErrEnded = errors.New("session is archived")
 

@@ -77,6 +77,7 @@ type commands struct {
 	Reload   reloadCmd   `cmd:"" help:"Let the running server take up a changed configuration file."`
 	Cache    cacheCmd    `cmd:"" help:"Show and prune the package layers."`
 	Exec     execCmd     `cmd:"" help:"Run a command in a session's sandbox and exit with its code."`
+	Chat     chatCmd     `cmd:"" help:"Talk to an agent on the terminal."`
 	Shell    shellCmd    `cmd:"" help:"Open an interactive shell in a session's sandbox."`
 	Build    buildCmd    `cmd:"" help:"Show the build of an environment's package layers."`
 	Egress   egressCmd   `cmd:"" help:"List what a session's sandbox tried to reach and what was decided."`

@@ -1,0 +1,162 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"unicode"
+)
+
+// Lengths beyond which a tool's input and output are cut on the screen.
+const (
+	maxShownInput  = 200
+	maxShownOutput = 800
+)
+
+// show prints one event, and tells whether the turn is over or waits.
+func (c *chat) show(f chatFrame) (idle bool, err error) {
+	if f.err != nil {
+		return false, fmt.Errorf("following the session: %w", f.err)
+	}
+	switch e := f.event; e.Type {
+	case "event_delta":
+		c.printed = e.EventID
+		fmt.Fprint(c.out, printable(e.Delta.Content.Text))
+	case "agent.message":
+		if c.printed != e.ID { // not previewed: whole
+			fmt.Fprint(c.out, printable(textOf(e.Content)))
+		}
+		c.printed = ""
+		fmt.Fprintln(c.out)
+	case "agent.tool_use", "agent.mcp_tool_use", "agent.custom_tool_use":
+		c.uses[e.ID] = e
+		c.endLine()
+		fmt.Fprintf(c.out, "· %s\n", callOf(e))
+	case "agent.tool_result", "agent.mcp_tool_result":
+		mark := "  "
+		if e.IsError {
+			mark = "! "
+		}
+		text := cut(printable(strings.TrimSpace(textOf(e.Content))), maxShownOutput)
+		fmt.Fprintln(c.out, mark+strings.ReplaceAll(text, "\n", "\n"+mark))
+	case "session.error":
+		c.endLine()
+		fmt.Fprintf(c.err, "! %s\n", printable(e.Error.Message))
+	case "session.status_idle":
+		c.endLine()
+		return true, nil
+	case "session.status_terminated", "session.deleted":
+		return false, errors.New("the session has ended")
+	}
+	return false, nil
+}
+
+// endLine ends a message that broke off.
+func (c *chat) endLine() {
+	if c.printed != "" {
+		c.printed = ""
+		fmt.Fprintln(c.out)
+	}
+}
+
+// answer puts to the user what the agent waits for.
+func (c *chat) answer(ctx context.Context, ids []string) error {
+	var events []map[string]any
+	for _, id := range ids {
+		use, known := c.uses[id]
+		if !known { // from before this program: it is asked about by its id
+			use = chatEvent{Type: "agent.tool_use", Name: id}
+		}
+		custom := use.Type == "agent.custom_tool_use"
+		if custom {
+			fmt.Fprintf(c.err, "answer for %s: ", callOf(use))
+		} else {
+			fmt.Fprintf(c.err, "allow %s? [y/n] ", callOf(use))
+		}
+		var line string
+		var ok bool
+		select {
+		case line, ok = <-c.lines:
+		case <-c.interrupts:
+		}
+		if !ok {
+			return c.sendEvents(ctx, map[string]any{"type": "user.interrupt"})
+		}
+		if line = strings.TrimSpace(line); custom && line == "" {
+			line = "(no answer)"
+		}
+		events = append(events, answerTo(id, line, custom))
+	}
+	return c.sendEvents(ctx, events...)
+}
+
+// answerTo is the event that answers a use with a line that the user typed.
+func answerTo(id, line string, custom bool) map[string]any {
+	if custom {
+		return map[string]any{"type": "user.custom_tool_result", "custom_tool_use_id": id,
+			"content": []map[string]any{{"type": "text", "text": line}}}
+	}
+	e := map[string]any{"type": "user.tool_confirmation", "tool_use_id": id, "result": "deny"}
+	switch strings.ToLower(line) {
+	case "y", "yes":
+		e["result"] = "allow"
+	case "", "n", "no":
+	default:
+		e["deny_message"] = line
+	}
+	return e
+}
+
+func textOf(blocks []chatBlock) string {
+	var all []string
+	for _, b := range blocks {
+		if b.Type == "text" {
+			all = append(all, b.Text)
+		} else {
+			all = append(all, "["+b.Type+"]")
+		}
+	}
+	return strings.Join(all, "\n")
+}
+
+// callOf is a tool call in one line.
+func callOf(e chatEvent) string {
+	name := e.Name
+	if e.Server != "" {
+		name = e.Server + "/" + name
+	}
+	var input map[string]json.RawMessage
+	if json.Unmarshal(e.Input, &input) == nil && len(input) == 1 {
+		for _, v := range input { // the only member says it all: bash's command
+			var text string
+			if json.Unmarshal(v, &text) == nil {
+				return printable(name + ": " + cut(strings.ReplaceAll(text, "\n", "⏎"), maxShownInput))
+			}
+		}
+	}
+	var flat bytes.Buffer
+	if json.Compact(&flat, e.Input) != nil || flat.Len() <= len("{}") {
+		return printable(name)
+	}
+	return printable(name + " " + cut(flat.String(), maxShownInput))
+}
+
+// printable keeps what a program wrote from moving the terminal's cursor.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' || unicode.IsPrint(r) {
+			return r
+		}
+		return -1
+	}, text)
+}
+
+func cut(text string, most int) string {
+	if runes := []rune(text); len(runes) > most {
+		return string(runes[:most]) + " …"
+	}
+	return text
+}

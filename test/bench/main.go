@@ -79,7 +79,7 @@ func main() {
 }
 
 // parts are what there is to measure, in order.
-func parts() []string { return []string{"starts", "execs", "builds", "api", "egress"} }
+func parts() []string { return []string{"starts", "execs", "wakes", "builds", "api", "egress"} }
 
 func run(quick bool, only, out string) (err error) {
 	if os.Getuid() != 0 {
@@ -99,7 +99,7 @@ func run(quick bool, only, out string) (err error) {
 		n = 8
 	}
 	b := &bench{dir: dir, n: n, quick: quick, upstreamAt: loopback()}
-	steps := map[string]func() ([]group, error){"starts": b.starts, "execs": b.execs, "builds": b.builds, "api": b.api, "egress": b.egress}
+	steps := map[string]func() ([]group, error){"starts": b.starts, "execs": b.execs, "wakes": b.wakes, "builds": b.builds, "api": b.api, "egress": b.egress}
 	for _, name := range wanted {
 		if steps[name] == nil {
 			return fmt.Errorf("no part is called %q; there are %s", name, strings.Join(parts(), ", "))

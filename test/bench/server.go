@@ -25,6 +25,7 @@ type bench struct {
 	dir   string
 	n     int
 	quick bool
+	atoll string // path of the binary under test
 
 	url    string
 	server *exec.Cmd
@@ -48,26 +49,21 @@ func (b *bench) prepare() error {
 		return err
 	}
 	fmt.Fprintln(os.Stderr, "building atoll and runsc …")
-	b.runsc = filepath.Join(b.dir, "runsc")
+	b.runsc, b.atoll = filepath.Join(b.dir, "runsc"), filepath.Join(b.dir, "atoll")
 	for _, args := range [][]string{
 		{"generate", "./internal/sandbox/gvisor"},
-		{"build", "-o", filepath.Join(b.dir, "atoll"), "./cmd/atoll"},
+		{"build", "-o", b.atoll, "./cmd/atoll"},
 		{"build", "-o", b.runsc, "gvisor.dev/gvisor/runsc"},
 	} {
 		if err := goBuild(top, args...); err != nil {
 			return err
 		}
 	}
-	if err := b.start(); err != nil {
+	if err := b.start(b.egressConfig()); err != nil {
 		return err
 	}
 	fmt.Fprintln(os.Stderr, "preparing the templates …")
-	var out struct{ ID string }
-	if err := b.call("POST", "/v1/agents", object{"name": "bench", "model": "claude-opus-4-8"}, &out); err != nil {
-		return err
-	}
-	b.agent = out.ID
-	if b.slim, err = b.environment(object{"base_template": "slim"}); err != nil {
+	if err := b.resources(); err != nil {
 		return err
 	}
 	id, _, err := b.firstExec(b.slim)
@@ -91,6 +87,17 @@ func goBuild(dir string, args ...string) error {
 		return fmt.Errorf("go %s: %w", strings.Join(args, " "), err)
 	}
 	return nil
+}
+
+// resources makes what sessions need.
+func (b *bench) resources() (err error) {
+	var out struct{ ID string }
+	if err := b.call("POST", "/v1/agents", object{"name": "bench", "model": "claude-opus-4-8"}, &out); err != nil {
+		return err
+	}
+	b.agent = out.ID
+	b.slim, err = b.environment(object{"base_template": "slim"})
+	return err
 }
 
 func cacheDir() (string, error) {
@@ -122,7 +129,8 @@ func (b *bench) findRootfs() (string, error) {
 	return "", errors.New("the server lists no slim template")
 }
 
-func (b *bench) start() error {
+// start runs a server on b.dir with a configuration.
+func (b *bench) start(config string) error {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
@@ -139,11 +147,11 @@ func (b *bench) start() error {
 	if err != nil {
 		return err
 	}
-	config := filepath.Join(b.dir, "config.yaml")
-	if err := os.WriteFile(config, []byte(b.egressConfig()), 0o600); err != nil {
+	file := filepath.Join(b.dir, "config.yaml")
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		return err
 	}
-	b.server = exec.Command(filepath.Join(b.dir, "atoll"), "serve", "--listen", addr, "--data", filepath.Join(b.dir, "data"), "--cache", cache, "--config", config)
+	b.server = exec.Command(b.atoll, "serve", "--listen", addr, "--data", filepath.Join(b.dir, "data"), "--cache", cache, "--config", file)
 	b.server.Env = append(os.Environ(), "ATOLL_API_KEY="+key)
 	b.server.Stdout, b.server.Stderr = log, log
 	b.server.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

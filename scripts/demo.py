@@ -76,15 +76,30 @@ def free_port():
         return s.getsockname()[1]
 
 
+class Model:
+    """The scripted model of the tests: the demo needs no account anywhere."""
+
+    def __init__(self):
+        self.key = "sk-demo-model"
+        self.process = subprocess.Popen([ROOT / "bin" / "scriptedmodel"], stdout=subprocess.PIPE, text=True,
+                                        env=os.environ | {"ATOLL_MODEL_KEY": self.key}, start_new_session=True)
+        self.url = self.process.stdout.readline().strip()
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+
 class Server:
     """A server on a free port with a data directory that goes away."""
 
-    def __init__(self):
+    def __init__(self, model):
         self.data = pathlib.Path(tempfile.mkdtemp(prefix="atoll-demo-"))
         self.log = self.data / "server.log"
         self.url = f"http://127.0.0.1:{free_port()}"
         # The key of the first start is used, not one of the caller's environment.
         env = {k: v for k, v in os.environ.items() if k not in ("ATOLL_API_KEY", "ATOLL_CONFIG", "ATOLL_DATA", "ATOLL_LISTEN", "ATOLL_URL")}
+        env |= {"ATOLL_MODEL_URL": model.url, "ATOLL_MODEL_KEY": model.key}
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 [ATOLL, "serve", "--listen", self.url.removeprefix("http://"), "--data", self.data],
@@ -232,16 +247,37 @@ def demo(server, client):
     with step("create a session on it and run a first command"):
         third = client.beta.sessions.create(agent=agent.id, environment_id=again.id)
         print(f"  {server.must(third.id, 'echo', 'ready')}")
+    with step("an agent's turn: the model writes a program and runs it in the sandbox"):
+        thinker = client.beta.agents.create(name="thinker", model="claude-opus-4-8", tools=[{"type": "agent_toolset_20260401"}])
+        fourth = client.beta.sessions.create(agent=thinker.id, environment_id=again.id)
+        message = {"type": "user.message", "content": [{"type": "text", "text": "Print the first ten Fibonacci numbers."}]}
+        answer = ""
+        with client.beta.sessions.events.stream(fourth.id) as stream:
+            client.beta.sessions.events.send(fourth.id, events=[message])
+            for event in stream:
+                if event.type == "agent.message":
+                    answer = " ".join(block.text for block in event.content)
+                    print(f"  agent: {answer}")
+                elif event.type == "agent.tool_use":
+                    print(f"  {event.name}: {json.dumps(event.input)[:90]}")
+                elif event.type == "session.error":
+                    raise Failed(event.error.message)
+                elif event.type == "session.status_idle":
+                    break
+        if "0 1 1 2 3 5 8 13 21 34" not in answer:
+            raise Failed(f"the agent answered {answer!r}")
     with step("clean up"):
-        for session in (first, second, third):
+        for session in (first, second, third, fourth):
             client.beta.sessions.delete(session.id)
-        client.beta.agents.archive(agent.id)
+        for each in (agent, thinker):
+            client.beta.agents.archive(each.id)
         for each in (environment, again):
             client.beta.environments.delete(each.id)
 
 
 def main():
-    server = Server()
+    model = Model()
+    server = Server(model)
     cause = None
     try:
         with step(f"start a server at {server.url}"):
@@ -252,6 +288,8 @@ def main():
             server.stop()
     except (Failed, anthropic.AnthropicError, OSError, KeyError, KeyboardInterrupt) as error:
         cause = f"{type(error).__name__}: {error}"
+    finally:
+        model.stop()
     if cause is not None:
         print(f"\nThe demo failed: {cause}\n\nThe end of the server's log:\n{server.tail()}", file=sys.stderr)
         try:

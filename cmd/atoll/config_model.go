@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/http"
 	"net/url"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/net/http/httpguts"
 
 	"github.com/atoll-run/atoll/internal/agent"
+	"github.com/atoll-run/atoll/internal/agent/toolset"
 )
 
 // ModelConfig says where the models of agents are: any endpoint that speaks the
@@ -49,6 +51,45 @@ type AgentConfig struct {
 	MaxRequests int `yaml:"max_requests"`
 	// MaxRetries is how often a failed model request is made again.
 	MaxRetries int `yaml:"max_retries"`
+	// WebSearch is what the tool web_search asks. Without a URL the tool is not
+	// offered.
+	WebSearch WebSearchConfig `yaml:"web_search"`
+}
+
+// WebSearchConfig is a search service that answers JSON.
+type WebSearchConfig struct {
+	// URL of a search, with {query} and, if it takes them, {count}, {country},
+	// {region}, {city} and {timezone} in its query part.
+	URL string `yaml:"url"`
+	// Headers of each request, like an API key.
+	Headers map[string]string `yaml:"headers"`
+	// Results, Title, Link and Snippet say where in the reply they lie.
+	Results string `yaml:"results"`
+	Title   string `yaml:"title"`
+	Link    string `yaml:"link"`
+	Snippet string `yaml:"snippet"`
+	// Count is how many results there are at most.
+	Count int `yaml:"count"`
+	// Timeout of one search.
+	Timeout Duration `yaml:"timeout"`
+}
+
+// search is the service as the tools take it; nil when there is none.
+func (w *WebSearchConfig) search() *toolset.Search {
+	if w.URL == "" {
+		return nil
+	}
+	return &toolset.Search{URL: w.URL, Headers: w.Headers, Results: w.Results, Title: w.Title, Link: w.Link, Snippet: w.Snippet,
+		Count: w.Count, Timeout: time.Duration(w.Timeout)}
+}
+
+// tools makes the tools of agents.
+func (a *AgentConfig) tools(log *slog.Logger) (*toolset.Toolset, error) {
+	set, err := toolset.New(toolset.Config{Search: a.WebSearch.search(), Logger: log})
+	if err != nil {
+		return nil, fmt.Errorf("agent.web_search: %w", err)
+	}
+	return set, nil
 }
 
 // resolve takes in what the environment says.
@@ -129,5 +170,10 @@ func (a *AgentConfig) validate() error {
 	if a.MaxRetries < 0 {
 		errs = append(errs, fmt.Errorf("agent.max_retries: %d is negative", a.MaxRetries))
 	}
+	if a.WebSearch.Count < 0 {
+		errs = append(errs, fmt.Errorf("agent.web_search.count: %d is negative", a.WebSearch.Count))
+	}
+	_, err := a.tools(nil)
+	errs = append(errs, err)
 	return errors.Join(errs...)
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/atoll-run/atoll/internal/agent"
@@ -18,9 +17,9 @@ func (w *wiring) openAgents(context.Context) error {
 	if err != nil {
 		return err
 	}
-	set, err := toolset.New(toolset.Config{Logger: w.log})
+	set, err := w.cfg.Agent.tools(w.log)
 	if err != nil {
-		return fmt.Errorf("making the agents' tools: %w", err)
+		return err
 	}
 	w.agents = agent.New(agent.Config{
 		Turns: w.turns, Model: model, MaxRequests: w.cfg.Agent.MaxRequests, MaxRetries: w.cfg.Agent.MaxRetries, Logger: w.log,

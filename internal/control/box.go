@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"sync"
 	"syscall"
 	"time"
@@ -47,8 +46,6 @@ type Network interface {
 	List(ctx context.Context) ([]string, error)
 	// Describe tells on whose behalf a network exists and what it may reach.
 	Describe(id string) (egress.Meta, egress.Spec, error)
-	// DialContext connects under a session's policy from the server's side.
-	DialContext(ctx context.Context, c egress.Client, network, address string) (net.Conn, error)
 	Records(id string, f egress.Filter) ([]egress.Record, error)
 }
 

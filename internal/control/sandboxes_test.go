@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -208,10 +207,6 @@ func (n network) Resume(_ context.Context, id string) (string, error) {
 func (n network) Describe(string) (egress.Meta, egress.Spec, error) {
 	return egress.Meta{}, egress.Spec{}, egress.ErrNotFound
 }
-func (n network) DialContext(context.Context, egress.Client, string, string) (net.Conn, error) {
-	return nil, errors.New("no network here")
-}
-
 func (n network) Close(_ context.Context, id string) error {
 	n.w.mu.Lock()
 	defer n.w.mu.Unlock()

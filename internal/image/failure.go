@@ -2,8 +2,10 @@ package image
 
 import (
 	"fmt"
+	"net"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -297,14 +299,20 @@ func sameName(manager string, s spec, named string) bool {
 }
 
 func refusedPhrase(manager string, refused []Contact) string {
-	var hosts []string
+	var hosts, entries []string
 	for _, c := range refused {
-		if len(hosts) < 5 && !slices.Contains(hosts, c.Host) {
-			hosts = append(hosts, c.Host)
+		if len(hosts) == 5 || slices.Contains(hosts, c.Host) {
+			continue
 		}
+		hosts = append(hosts, c.Host)
+		at := c.Host
+		if c.Port != 0 && c.Port != 80 && c.Port != 443 {
+			at = net.JoinHostPort(c.Host, strconv.Itoa(c.Port))
+		}
+		entries = append(entries, `"+`+at+`"`)
 	}
-	return fmt.Sprintf("the build was kept from %s: only the template's registries can be reached; to allow it, add {manager: %s, host: %s} to the template's registries in the configuration",
-		strings.Join(hosts, ", "), manager, hosts[0])
+	return fmt.Sprintf(`the build was kept from %s: only the template's registries can be reached; to allow it, the configuration needs the line registries: {"*": {%s: [%s]}}, and atoll reload`,
+		strings.Join(hosts, ", "), manager, strings.Join(entries, ", "))
 }
 
 // sentence writes the line for people.

@@ -121,7 +121,7 @@ func TestDeadRegistries(t *testing.T) {
 	h.reached = []Contact{{Host: "files.example.com", Port: 443, Count: 3}}
 	_, err = b.Build(t.Context(), Request{Base: with("http://" + closed.Addr().String() + "/simple"), Packages: list})
 	var f *Failure
-	if !errors.As(err, &f) || f.Kind != KindHostRefused || f.Attempts != 1 || !strings.Contains(f.Message, "files.example.com") || !strings.Contains(f.Message, "{manager: pip, host: files.example.com}") {
+	if !errors.As(err, &f) || f.Kind != KindHostRefused || f.Attempts != 1 || !strings.Contains(f.Message, "files.example.com") || !strings.Contains(f.Message, `registries: {"*": {pip: ["+files.example.com"]}}`) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -46,8 +46,10 @@ var house = map[string]struct{ imports, tests []string }{
 	"internal/agent/toolset": {imports: []string{"api", "internal/sandbox", "internal/egress"}, tests: []string{"internal/sandbox/gvisor", "internal/sandbox/sandboxtest"}},
 	"cmd/atoll":              {imports: anything, tests: anything},
 	"test/e2e":               {tests: anything},
-	"test/conformance":       {imports: anything, tests: anything},
-	"test/security":          {imports: anything, tests: anything},
+	// clients brings official clients of other languages to the tests.
+	"test/clients":     {},
+	"test/conformance": {imports: anything, tests: anything},
+	"test/security":    {imports: anything, tests: anything},
 	// prober is a program of its own that runs inside sandboxes; wire is what it and the tests say to each other.
 	"test/security/prober":      {imports: []string{"test/security/prober/wire"}},
 	"test/security/prober/wire": {},

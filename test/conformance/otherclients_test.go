@@ -3,46 +3,19 @@ package conformance
 import (
 	"fmt"
 	"net/http"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
-)
 
-// The versions of the TypeScript client, one for each generation.
-const (
-	npmClient      = "1.12.0"
-	npmFirstClient = "0.120.0"
+	"github.com/atoll-run/atoll/test/clients"
 )
 
 // TestPythonClient runs python/scenario.py with the newest client that the
 // registry has.
 func TestPythonClient(t *testing.T) {
 	t.Parallel()
-	python, err := exec.LookPath("python3")
-	if err != nil {
-		unavailable(t, "python3 is missing: %v", err)
-	}
-	version, err := exec.Command(python, "-c", "import platform; print(platform.python_version())").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	// A virtual environment holds its own path in its scripts; python -m does not
-	// mind that it is renamed.
-	dir, err := cached(t, "python-"+trimmed(version), func(path string) error {
-		out, err := tool(t.Context(), python, "-m", "venv", path).CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("making a virtual environment: %w\n%s", err, tail(out))
-		}
-		return nil
-	})
+	interpreter, err := clients.Python(t.Context())
 	if err != nil {
 		unavailable(t, "%v", err)
-	}
-	interpreter := filepath.Join(dir, "bin", "python3")
-	if out, err := tool(t.Context(), interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--upgrade", "anthropic").CombinedOutput(); err != nil {
-		unavailable(t, "installing the newest client: %v\n%s", err, tail(out))
 	}
 	scenario(t, interpreter, "python/scenario.py")
 }
@@ -50,42 +23,18 @@ func TestPythonClient(t *testing.T) {
 // TestTypeScriptClient runs js/scenario.mjs with the client of each generation.
 func TestTypeScriptClient(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"node", "npm"} {
-		if _, err := exec.LookPath(name); err != nil {
-			unavailable(t, "%s is missing: %v", name, err)
-		}
-	}
-	dir, err := cached(t, "npm-"+npmClient+"-"+npmFirstClient, func(path string) error {
-		if err := os.Mkdir(path, 0o755); err != nil {
-			return err
-		}
-		out, err := tool(t.Context(), "npm", "install", "--no-save", "--no-package-lock", "--omit-lockfile-registry-resolved",
-			"--no-audit", "--no-fund", "--prefix", path,
-			"@anthropic-ai/sdk@"+npmClient, "anthropic-sdk-0@npm:@anthropic-ai/sdk@"+npmFirstClient).CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("%w\n%s", err, tail(out))
-		}
-		return nil
-	})
+	modules, err := clients.Node(t.Context())
 	if err != nil {
-		unavailable(t, "installing the clients: %v", err)
+		unavailable(t, "%v", err)
 	}
-	// Modules are looked for beside the script.
-	beside := t.TempDir()
-	if err := os.Symlink(filepath.Join(dir, "node_modules"), filepath.Join(beside, "node_modules")); err != nil {
-		t.Fatal(err)
-	}
-	script, err := os.ReadFile("js/scenario.mjs")
+	script, err := clients.Script("js/scenario.mjs", modules, t.TempDir())
 	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(beside, "scenario.mjs"), script, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	for _, module := range []string{"@anthropic-ai/sdk", "anthropic-sdk-0"} {
 		t.Run(strings.ReplaceAll(module, "/", "-"), func(t *testing.T) {
 			t.Parallel()
-			scenario(t, "node", filepath.Join(beside, "scenario.mjs"), module)
+			scenario(t, "node", script, module)
 		})
 	}
 }
@@ -97,7 +46,7 @@ func scenario(t *testing.T, program string, args ...string) {
 	s := start(t)
 	s.seed(true)
 	s.fill()
-	cmd := tool(t.Context(), program, args...)
+	cmd := clients.Tool(t.Context(), program, args...)
 	cmd.Env = append(cmd.Env, "ATOLL_URL="+s.url, "ATOLL_KEY="+apiKey, "ATOLL_SANDBASE_KEY="+s.sandBaseKey(),
 		"ATOLL_ENVIRONMENT_IN_USE="+fixtureEnv, fmt.Sprintf("ATOLL_COUNT=%d", many+1))
 	out, err := cmd.CombinedOutput()

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/atoll-run/atoll/test/clients"
 )
 
 // The tests of both SDKs that Atoll must answer as a real server does; those
@@ -98,7 +100,7 @@ func sdkTests(t *testing.T, module string) string {
 		t.Fatalf("finding %s: %v", module, err)
 	}
 	t.Logf("%s %s", module, trimmed(version))
-	binary, err := cached(t, fmt.Sprintf("sdk-%s-%s.test", trimmed(version), runtime.Version()), func(path string) error {
+	binary, err := clients.Cached(fmt.Sprintf("sdk-%s-%s.test", trimmed(version), runtime.Version()), func(path string) error {
 		// The tests' own dependencies are not in our go.mod and need not be: they
 		// go into a copy of it.
 		mod, err := exec.Command("go", "env", "GOMOD").Output()
@@ -115,7 +117,7 @@ func sdkTests(t *testing.T, module string) string {
 				return err
 			}
 		}
-		out, err := tool(t.Context(), "go", "test", "-c", "-mod=mod", "-modfile="+filepath.Join(dir, "go.mod"), "-o", path, module).CombinedOutput()
+		out, err := clients.Tool(t.Context(), "go", "test", "-c", "-mod=mod", "-modfile="+filepath.Join(dir, "go.mod"), "-o", path, module).CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("%w\n%s", err, tail(out))
 		}
@@ -130,7 +132,7 @@ func sdkTests(t *testing.T, module string) string {
 // upstream lists the tests of the resources that Atoll has.
 func upstream(t *testing.T, binary string) []string {
 	t.Helper()
-	out, err := tool(t.Context(), binary, "-test.list", "^TestBeta(Environment|Agent|Session)").Output()
+	out, err := clients.Tool(t.Context(), binary, "-test.list", "^TestBeta(Environment|Agent|Session)").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +149,7 @@ func runUpstream(t *testing.T, binary, name string, want refusal) {
 	s := start(t)
 	// An environment that a session refers to cannot be deleted.
 	s.seed(name != "TestBetaEnvironmentDeleteWithOptionalParams")
-	cmd := tool(t.Context(), binary, "-test.v", "-test.run", "^"+name+"$")
+	cmd := clients.Tool(t.Context(), binary, "-test.v", "-test.run", "^"+name+"$")
 	cmd.Env = append(cmd.Env, "TEST_API_BASE_URL="+s.url)
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError

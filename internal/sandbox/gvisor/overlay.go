@@ -12,7 +12,7 @@ import (
 // mountOverlay mounts layers (lowest first) under upper on target. The upper
 // directory stays readable as an overlay layer: no redirects, no metadata-only
 // copies, no index. volatile spares every sync inside: the disk does not
-// outlive the host, and Tree syncs it whole.
+// outlive the host.
 func mountOverlay(target string, layers []string, upper, work string) error {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {

@@ -54,7 +54,7 @@ race: generate ## the tests under the race detector, where that is possible (roo
 	CGO_ENABLED=1 go test -race -short -count=1 -p 2 -timeout 15m $(TEST_FLAGS) $(RACE)
 
 .PHONY: bench
-bench: root build ## timings beside raw runsc, runc and podman, and with the gateway beside without it, as ratios (root)
+bench: root build ## timings beside raw runsc, runc and podman, installs in a chroot, and no gateway, as ratios (root)
 	@scripts/setup --bench
 	go run ./test/bench $(BENCH_FLAGS)
 

@@ -3,8 +3,6 @@ package main
 import (
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"time"
 )
@@ -76,33 +74,6 @@ func (b *bench) execs() ([]group, error) {
 	return []group{g}, b.call("DELETE", "/v1/sessions/"+id, nil, nil)
 }
 
-// builds measures a package list that nobody built before, the same list again,
-// and the same install natively in a chroot of the same base.
-func (b *bench) builds() ([]group, error) {
-	runs := 3
-	if b.quick {
-		runs = 1
-	}
-	miss := &sample{Name: "atoll: environment create → first exec, miss"}
-	hit := &sample{Name: "atoll: the same list again, hit"}
-	bare := &sample{Name: "atoll: the same template without packages"}
-	native := &sample{Name: "pip install in a chroot of the same base"}
-	for range runs {
-		// A marker that is always true makes each run's list a new one.
-		list := object{"pip": []string{"requests", "six==1.16.0", fmt.Sprintf(`idna; python_version < "9.%d"`, time.Now().UnixNano())}}
-		miss.add(b.newEnvironment(object{"packages": list}))
-		for range 5 {
-			hit.add(b.newEnvironment(object{"packages": list}))
-			bare.add(b.newEnvironment(object{}))
-		}
-		native.add(b.nativePip())
-	}
-	return []group{
-		{Title: "Packages (pip: requests, six, idna), new environment → first exec", Rows: []*sample{miss, native, hit}},
-		{Title: "What a hit adds", Rows: []*sample{hit, bare}},
-	}, nil
-}
-
 // newEnvironment times the creation of an environment and of its first session
 // until that has run a command.
 func (b *bench) newEnvironment(config object) (time.Duration, error) {
@@ -119,56 +90,6 @@ func (b *bench) newEnvironment(config object) (time.Duration, error) {
 		}
 	}
 	return d, err
-}
-
-// nativePip installs the same packages in a chroot over a throwaway overlay.
-func (b *bench) nativePip() (time.Duration, error) {
-	var list struct {
-		Data []struct{ Name, Digest string }
-	}
-	if err := b.call("GET", "/atoll/v1/templates", nil, &list); err != nil {
-		return 0, err
-	}
-	lower := ""
-	for _, t := range list.Data {
-		if t.Name == "base" {
-			lower = filepath.Join(filepath.Dir(filepath.Dir(b.rootfs)), t.Digest, "rootfs")
-		}
-	}
-	dir, err := os.MkdirTemp(b.dir, "native-")
-	if err != nil {
-		return 0, err
-	}
-	for _, d := range []string{"upper", "work", "merged"} {
-		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
-			return 0, err
-		}
-	}
-	merged := filepath.Join(dir, "merged")
-	opts := fmt.Sprintf("lowerdir=%s,upperdir=%s/upper,workdir=%s/work", lower, dir, dir)
-	if out, err := exec.Command("mount", "-t", "overlay", "overlay", "-o", opts, merged).CombinedOutput(); err != nil {
-		return 0, fmt.Errorf("mounting: %w: %s", err, out)
-	}
-	defer func() { _ = exec.Command("umount", merged).Run() }() // else the directory's removal tells
-	resolv, err := os.ReadFile("/etc/resolv.conf")
-	if err != nil {
-		return 0, err
-	}
-	_ = os.Remove(filepath.Join(merged, "etc/resolv.conf"))
-	if err := os.WriteFile(filepath.Join(merged, "etc/resolv.conf"), resolv, 0o644); err != nil {
-		return 0, err
-	}
-	if hosts, err := os.ReadFile("/etc/hosts"); err == nil {
-		_ = os.WriteFile(filepath.Join(merged, "etc/hosts"), hosts, 0o644) // else DNS answers
-	}
-	cmd := exec.Command("chroot", merged, "python3", "-m", "pip", "install", "--no-cache-dir", "--break-system-packages", "requests", "six==1.16.0", "idna")
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/tmp", "PIP_CERT=/etc/ssl/certs/ca-certificates.crt"}
-	start := time.Now()
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return 0, fmt.Errorf("native pip: %w: %s", err, tail(out))
-	}
-	return time.Since(start), nil
 }
 
 func tail(b []byte) string {

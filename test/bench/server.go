@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -32,6 +33,7 @@ type bench struct {
 	http   *http.Client
 	agent  string
 	slim   string // environment on the slim template
+	cache  string // the server's cache directory
 
 	runsc  string // path of the binary built from the pinned module
 	rootfs string // the slim template's root filesystem
@@ -73,7 +75,7 @@ func (b *bench) prepare() error {
 	if err := b.call("DELETE", "/v1/sessions/"+id, nil, nil); err != nil {
 		return err
 	}
-	if b.rootfs, err = b.findRootfs(); err != nil {
+	if b.rootfs, err = b.findRootfs("slim"); err != nil {
 		return err
 	}
 	return b.mountShared()
@@ -108,25 +110,61 @@ func cacheDir() (string, error) {
 	return filepath.Join(dir, "atoll"), err
 }
 
-// findRootfs asks the server for the slim template's digest and finds its
-// directory in the cache.
-func (b *bench) findRootfs() (string, error) {
+// ownCache makes a cache directory that has the user's templates and downloads
+// of its own.
+func (b *bench) ownCache() error {
+	user, err := cacheDir()
+	if err != nil {
+		return err
+	}
+	b.cache = filepath.Join(b.dir, "cache")
+	if err := os.MkdirAll(b.cache, 0o711); err != nil {
+		return err
+	}
+	for _, name := range []string{"bases", "debs", "locks", "scratch"} {
+		if err := os.MkdirAll(filepath.Join(user, name), 0o700); err != nil {
+			return err
+		}
+		if err := os.Symlink(filepath.Join(user, name), filepath.Join(b.cache, name)); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// findRootfs asks the server for a template's digest and finds its directory in
+// the cache. A template that was never built is built.
+func (b *bench) findRootfs(template string) (string, error) {
+	env, err := b.environment(object{"base_template": template})
+	if err != nil {
+		return "", err
+	}
+	if err := b.buildEnds(env); err != nil {
+		return "", err
+	}
 	var list struct {
 		Data []struct{ Name, Digest string }
 	}
 	if err := b.call("GET", "/atoll/v1/templates", nil, &list); err != nil {
 		return "", err
 	}
-	cache, err := cacheDir()
-	if err != nil {
-		return "", err
-	}
 	for _, t := range list.Data {
-		if t.Name == "slim" {
-			return filepath.Join(cache, "bases", t.Digest, "rootfs"), nil
+		if t.Name == template {
+			return filepath.EvalSymlinks(filepath.Join(b.cache, "bases", t.Digest, "rootfs"))
 		}
 	}
-	return "", errors.New("the server lists no slim template")
+	return "", fmt.Errorf("the server lists no template %q", template)
+}
+
+// baseEnv is the environment that the template of a root filesystem gives.
+func (b *bench) baseEnv(rootfs string) ([]string, error) {
+	text, err := os.ReadFile(filepath.Join(filepath.Dir(rootfs), "manifest.json"))
+	if err != nil {
+		return nil, err
+	}
+	var m struct{ Env []string }
+	err = json.Unmarshal(text, &m)
+	return m.Env, err
 }
 
 // start runs a server on b.dir with a configuration.
@@ -137,8 +175,7 @@ func (b *bench) start(config string) error {
 	}
 	addr := l.Addr().String()
 	l.Close()
-	cache, err := cacheDir()
-	if err != nil {
+	if err := b.ownCache(); err != nil {
 		return err
 	}
 	b.url = "http://" + addr
@@ -151,7 +188,7 @@ func (b *bench) start(config string) error {
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		return err
 	}
-	b.server = exec.Command(b.atoll, "serve", "--listen", addr, "--data", filepath.Join(b.dir, "data"), "--cache", cache, "--config", file)
+	b.server = exec.Command(b.atoll, "serve", "--listen", addr, "--data", filepath.Join(b.dir, "data"), "--cache", b.cache, "--config", file)
 	b.server.Env = append(os.Environ(), "ATOLL_API_KEY="+key)
 	b.server.Stdout, b.server.Stderr = log, log
 	b.server.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

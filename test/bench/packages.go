@@ -1,0 +1,189 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// install is a list of one manager, and the same install by hand in a chroot.
+type install struct {
+	manager  string
+	packages []string
+	native   string // a shell command
+}
+
+var installs = []install{
+	{"apt", []string{"figlet"}, "apt-get -q update && apt-get -y -q install figlet"},
+	{"cargo", []string{"data-encoding-bin"}, "cargo install --root /usr/local data-encoding-bin"},
+	{"go", []string{"golang.org/x/example/hello@latest"}, "go install golang.org/x/example/hello@latest"},
+	{"npm", []string{"express@4.18.2"}, "npm install -g express@4.18.2"},
+	{"pip", []string{"requests", "six==1.16.0", "idna"}, "python3 -m pip install requests six==1.16.0 idna"},
+}
+
+// builds measures each manager's install beside the same install by hand in a
+// chroot of the same base, and what an environment costs whose layers are there.
+func (b *bench) builds() ([]group, error) {
+	runs := 3
+	if b.quick {
+		runs = 1
+	}
+	base, err := b.findRootfs("base")
+	if err != nil {
+		return nil, err
+	}
+	var groups []group
+	for _, in := range installs {
+		g, err := b.install(in, base, runs)
+		if err != nil {
+			return nil, err
+		}
+		groups = append(groups, g)
+	}
+	hit, bare := &sample{Name: "atoll: a list whose layers are there"}, &sample{Name: "atoll: the same template without packages"}
+	for range 5 * runs {
+		list := object{}
+		for _, in := range installs {
+			list[in.manager] = in.packages
+		}
+		if len(hit.Millis) == 0 { // once the chain has to be built
+			if _, err := b.newEnvironment(object{"packages": list}); err != nil {
+				return nil, err
+			}
+		}
+		hit.add(b.newEnvironment(object{"packages": list}))
+		bare.add(b.newEnvironment(object{}))
+	}
+	return append(groups, group{Title: "What a hit of five layers adds, new environment → first exec", Rows: []*sample{hit, bare}}), nil
+}
+
+// install measures one manager. The first environment's layer is rebuilt in each
+// run: once with an empty download cache, once with a full one.
+func (b *bench) install(in install, base string, runs int) (group, error) {
+	cold, warm := &sample{Name: "atoll: install"}, &sample{Name: "atoll: install, downloads at hand"}
+	native, hit := &sample{Name: "by hand in a chroot of the same base"}, &sample{Name: "atoll: the layer is there"}
+	config := func() object { return object{"packages": object{in.manager: in.packages}} }
+	env, err := b.environment(config())
+	if err != nil {
+		return group{}, err
+	}
+	if err := b.buildEnds(env); err != nil {
+		return group{}, fmt.Errorf("%s: %w", in.manager, err)
+	}
+	for range runs { // interleaved: all see the same machine
+		if err := b.emptyDownloads(); err != nil {
+			return group{}, err
+		}
+		cold.add(b.rebuild(env))
+		native.add(b.native(base, in.native))
+		warm.add(b.rebuild(env))
+		start := time.Now()
+		again, err := b.environment(config())
+		if err == nil {
+			err = b.buildEnds(again)
+		}
+		hit.add(time.Since(start), err)
+	}
+	title := fmt.Sprintf("Packages, %s: %s", in.manager, strings.Join(in.packages, " "))
+	return group{Title: title, Rows: []*sample{cold, native, warm, hit}}, nil
+}
+
+// rebuild times one more install of an environment's list.
+func (b *bench) rebuild(env string) (time.Duration, error) {
+	start := time.Now()
+	if err := b.call("POST", "/atoll/v1/environments/"+env+"/build", nil, nil); err != nil {
+		return 0, err
+	}
+	err := b.buildEnds(env)
+	return time.Since(start), err
+}
+
+// buildEnds waits for the newest build of an environment.
+func (b *bench) buildEnds(env string) error {
+	for deadline := time.Now().Add(10 * time.Minute); ; time.Sleep(2 * time.Millisecond) {
+		var build struct {
+			Status string
+			Error  *struct{ Message string }
+		}
+		if err := b.call("GET", "/atoll/v1/environments/"+env+"/build", nil, &build); err != nil {
+			return err
+		}
+		switch {
+		case build.Status == "ready":
+			return nil
+		case build.Status == "failed" && build.Error != nil:
+			return errors.New(build.Error.Message)
+		case time.Now().After(deadline):
+			return errors.New("the build does not end")
+		}
+	}
+}
+
+// emptyDownloads removes what package managers downloaded from this run's cache.
+func (b *bench) emptyDownloads() error {
+	for _, dir := range []string{"records", "blobs"} {
+		files, err := filepath.Glob(filepath.Join(b.cache, "downloads", dir, "*"))
+		if err != nil {
+			return err
+		}
+		for _, f := range files {
+			if err := os.Remove(f); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// native runs a command in a chroot over a throwaway overlay of the base, with
+// the base's own environment, and times the command alone.
+func (b *bench) native(base, script string) (_ time.Duration, err error) {
+	dir, err := os.MkdirTemp(b.dir, "native-")
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	for _, d := range []string{"upper", "work", "merged"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
+			return 0, err
+		}
+	}
+	merged := filepath.Join(dir, "merged")
+	opts := fmt.Sprintf("lowerdir=%s,upperdir=%s/upper,workdir=%s/work", base, dir, dir)
+	if err := command("mount", "-t", "overlay", "overlay", "-o", opts, merged); err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, command("umount", "-R", merged)) }()
+	if err := command("mount", "--bind", "/dev", filepath.Join(merged, "dev")); err != nil {
+		return 0, err
+	}
+	if err := command("mount", "-t", "proc", "proc", filepath.Join(merged, "proc")); err != nil {
+		return 0, err
+	}
+	for _, name := range []string{"etc/resolv.conf", "etc/hosts"} {
+		content, err := os.ReadFile("/" + name)
+		if err != nil {
+			return 0, err
+		}
+		_ = os.Remove(filepath.Join(merged, name)) // it may be a link
+		if err := os.WriteFile(filepath.Join(merged, name), content, 0o644); err != nil {
+			return 0, err
+		}
+	}
+	env, err := b.baseEnv(base)
+	if err != nil {
+		return 0, err
+	}
+	cmd := exec.Command("chroot", merged, "/bin/sh", "-c", "mkdir -p /tmp/native && cd /tmp/native && "+script)
+	cmd.Env = append(env, "HOME=/tmp/native")
+	start := time.Now()
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w: %s", script, err, tail(out))
+	}
+	return time.Since(start), nil
+}

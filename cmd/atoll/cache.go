@@ -17,8 +17,8 @@ import (
 )
 
 type cacheCmd struct {
-	Show  cacheShowCmd  `cmd:"" help:"List the package layers: size, users, last use, hits."`
-	Prune cachePruneCmd `cmd:"" help:"Remove every package layer that no environment or session uses."`
+	Show  cacheShowCmd  `cmd:"" help:"List the package layers: size, users, last use, hits; and the size of the downloads."`
+	Prune cachePruneCmd `cmd:"" help:"Remove every package layer that no environment or session uses, and all downloads."`
 }
 
 type cacheShowCmd struct {
@@ -47,7 +47,9 @@ func (c cacheShowCmd) Run(ctx context.Context, io *streams) error {
 		if err := table.Flush(); err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(io.out, "%d layers, %s of %s\n", len(state.Layers), sizeText(state.SizeBytes), sizeText(state.QuotaBytes))
+		d := state.Downloads
+		_, err = fmt.Fprintf(io.out, "%d layers, %s of %s\n%d downloads, %s of %s\n", len(state.Layers), sizeText(state.SizeBytes), sizeText(state.QuotaBytes),
+			d.Files, sizeText(d.SizeBytes), sizeText(d.QuotaBytes))
 		return err
 	})
 }
@@ -59,7 +61,7 @@ func (c cachePruneCmd) Run(ctx context.Context, io *streams) error {
 		for _, key := range gone.Keys {
 			fmt.Fprintf(io.out, "removed %.12s\n", key)
 		}
-		fmt.Fprintf(io.out, "%d layers removed, %s\n", len(gone.Keys), sizeText(gone.Bytes))
+		fmt.Fprintf(io.out, "%d layers removed, %s\n%d downloads removed, %s\n", len(gone.Keys), sizeText(gone.Bytes), gone.Downloads, sizeText(gone.DownloadBytes))
 		return err
 	})
 }
@@ -86,7 +88,11 @@ func (f hostFlags) manageCache(ctx context.Context, io *streams, do func(cacheMa
 			return err
 		}
 		defer builder.Close()
-		return do(&control.Cache{Store: db, Builder: builder, Quota: int64(cfg.Packages.Quota)})
+		downloads, err := cfg.openDownloads(nil)
+		if err != nil {
+			return err
+		}
+		return do(&control.Cache{Store: db, Builder: builder, Downloads: downloads, Quota: int64(cfg.Packages.Quota)})
 	})
 }
 

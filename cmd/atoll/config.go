@@ -141,6 +141,9 @@ type PackagesConfig struct {
 	// Quota of all package layers together: beyond it the least recently used
 	// ones that no environment or session uses are removed. Zero: 20 GiB.
 	Quota Bytes `yaml:"quota"`
+	// DownloadQuota of what package managers downloaded: beyond it the least
+	// recently used downloads are removed. Zero: 10 GiB.
+	DownloadQuota Bytes `yaml:"download_quota"`
 	// Memory of one install's sandbox. Zero: 4 GiB, or half of the machine's if
 	// that is less.
 	Memory Bytes `yaml:"memory"`

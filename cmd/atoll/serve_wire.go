@@ -60,6 +60,7 @@ type wiring struct {
 	network   *egress.Gateway
 	templates *image.Templates
 	builder   *image.Builder
+	downloads *image.Downloads
 	sandboxes *control.Sandboxes
 	turns     *control.Turns
 	agents    *agent.Runner
@@ -120,9 +121,12 @@ func (w *wiring) openImages(context.Context) (err error) {
 	if w.templates, err = w.cfg.templates(w.log, boxes.Open); err != nil {
 		return err
 	}
+	if w.downloads, err = w.cfg.openDownloads(w.log); err != nil {
+		return err
+	}
 	p := w.cfg.Packages
 	w.builder, err = image.NewBuilder(image.BuilderConfig{
-		LayersDir: filepath.Join(w.cfg.Data, layersDir), OpenBox: boxes.Open, MaxParallel: p.MaxParallel,
+		LayersDir: filepath.Join(w.cfg.Data, layersDir), OpenBox: boxes.Open, Downloads: w.downloads, MaxParallel: p.MaxParallel,
 		ManagerTimeout: time.Duration(p.ManagerTimeout), MaxAge: time.Duration(p.MaxAge), Logger: w.log,
 	})
 	if err != nil {
@@ -130,6 +134,11 @@ func (w *wiring) openImages(context.Context) (err error) {
 	}
 	w.onClose(func() error { w.builder.Close(); return nil })
 	return nil
+}
+
+// openDownloads opens the cache of what package managers downloaded.
+func (c *Config) openDownloads(log *slog.Logger) (*image.Downloads, error) {
+	return image.OpenDownloads(image.DownloadsConfig{Dir: filepath.Join(c.Cache, "downloads"), Quota: int64(c.Packages.DownloadQuota), Logger: log})
 }
 
 // openControl joins the parts, brings world and store together, and makes the
@@ -150,7 +159,7 @@ func (w *wiring) openControl(ctx context.Context) error {
 		// What could not be removed stays; it hinders nothing that is new.
 		w.log.ErrorContext(ctx, "reconciling left something behind", "error", err)
 	}
-	w.cache = &control.Cache{Store: w.store, Builder: w.builder, Quota: int64(w.cfg.Packages.Quota), Report: w.pruned}
+	w.cache = &control.Cache{Store: w.store, Builder: w.builder, Downloads: w.downloads, Quota: int64(w.cfg.Packages.Quota), Report: w.pruned}
 	if err := w.openAgents(ctx); err != nil {
 		return err
 	}

@@ -60,9 +60,6 @@ type Boxes struct {
 
 // Open implements image.OpenBox.
 func (b *Boxes) Open(ctx context.Context, spec image.BoxSpec) (image.Box, error) {
-	if len(spec.CacheDirs) > 0 {
-		return nil, fmt.Errorf("opening a builder sandbox: cache directories are not supported")
-	}
 	policy, err := buildPolicy(spec)
 	if err != nil {
 		return nil, err

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -33,18 +34,25 @@ type CacheState struct {
 	Layers     []CacheLayer `json:"layers"`
 	SizeBytes  int64        `json:"size_bytes"`
 	QuotaBytes int64        `json:"quota_bytes"`
+	// Downloads are what package managers downloaded, kept for later installs.
+	Downloads image.DownloadUsage `json:"downloads"`
 }
 
 // CachePruned is what a clean-up removed.
 type CachePruned struct {
 	Keys  []string `json:"keys"`
 	Bytes int64    `json:"bytes"`
+	// Downloads and DownloadBytes count the files of the download cache.
+	Downloads     int   `json:"downloads"`
+	DownloadBytes int64 `json:"download_bytes"`
 }
 
 // Cache shows the layer cache and keeps it within its quota.
 type Cache struct {
 	Store   BuildStore
 	Builder *image.Builder
+	// Downloads keeps within its own quota; it is shown and pruned with the layers.
+	Downloads *image.Downloads
 	// Quota in bytes; zero means DefaultLayerQuota.
 	Quota int64
 	// Report is told what each clean-up did; it may be nil.
@@ -74,11 +82,23 @@ func (c *Cache) State(ctx context.Context) (CacheState, error) {
 		out.Layers = append(out.Layers, CacheLayer{Key: u.Key, Manager: u.Manager, Entries: u.Entries, SizeBytes: u.SizeBytes,
 			Users: users[u.Key], Mounted: u.Mounted, Hits: u.Hits, CreatedAt: u.CreatedAt, LastUsed: u.LastUsed})
 	}
+	if out.Downloads, err = c.Downloads.Usage(); err != nil {
+		return CacheState{}, err
+	}
 	return out, nil
 }
 
-// Prune removes every layer that no environment, session or build uses.
-func (c *Cache) Prune(ctx context.Context) (CachePruned, error) { return c.prune(ctx, 0) }
+// Prune removes every layer that no environment, session or build uses, and all
+// downloads: builds that run keep those that they were given.
+func (c *Cache) Prune(ctx context.Context) (CachePruned, error) {
+	out, err := c.prune(ctx, 0)
+	if err != nil {
+		return out, err
+	}
+	gone, err := c.Downloads.Prune(0)
+	out.Downloads, out.DownloadBytes = gone.Files, gone.SizeBytes
+	return out, err
+}
 
 // prune removes unused layers, least recently used first, until quota holds.
 func (c *Cache) prune(ctx context.Context, quota int64) (CachePruned, error) {
@@ -115,12 +135,13 @@ func (c *Cache) users(ctx context.Context) (map[string]int, error) {
 	return users, nil
 }
 
-// Run keeps the cache within its quota until ctx ends.
+// Run keeps layers and downloads within their quotas until ctx ends.
 func (c *Cache) Run(ctx context.Context) {
 	tick := time.NewTicker(cleanupEvery)
 	defer tick.Stop()
 	for {
 		gone, err := c.prune(ctx, c.quota())
+		err = errors.Join(err, c.Downloads.Tidy())
 		if c.Report != nil && ctx.Err() == nil {
 			c.Report(gone, err)
 		}

@@ -39,8 +39,6 @@ type BoxSpec struct {
 	Registries []Registry
 	// Observe makes the network record public hosts instead of refusing them. For probes that run no package code.
 	Observe bool
-	// CacheDirs are mounted read-only: path in the sandbox to directory of the host. May be empty.
-	CacheDirs map[string]string
 	// Timeout ends the box and everything in it, counted from its opening; 0 is the engine's own limit.
 	Timeout time.Duration
 }

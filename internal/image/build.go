@@ -30,6 +30,8 @@ type BuilderConfig struct {
 	// Backoff holds the pauses before the attempts after the first, when a
 	// registry did not answer; each is varied by a quarter. Nil means 1, 4, 15 s.
 	Backoff []time.Duration
+	// Downloads keeps what managers download, for later installs. Nil keeps nothing.
+	Downloads *Downloads
 	// Logger gets causes that callers do not see. Nil discards.
 	Logger *slog.Logger
 	// Now is the clock. Nil means time.Now.

@@ -50,15 +50,8 @@ func (f *fakeBoxes) Open(_ context.Context, spec BoxSpec) (Box, error) {
 }
 
 func (b *fakeBox) Run(ctx context.Context, c BoxCommand) (BoxExit, error) {
-	switch line := strings.Join(c.Args, " "); {
-	case strings.Contains(line, "pip list"):
-		list := []map[string]string{}
-		for _, s := range b.installed {
-			list = append(list, map[string]string{"name": s, "version": "1"})
-		}
-		text, _ := json.Marshal(list)
-		c.Stdout.Write(text)
-	case strings.Contains(line, "pip install --"):
+	switch {
+	case len(c.Args) > 4 && c.Args[1] == "-c" && c.Args[3] == "install":
 		if n := b.f.running.Add(1); n > b.f.most.Load() {
 			b.f.most.Store(n)
 		}
@@ -86,6 +79,12 @@ func (b *fakeBox) Run(ctx context.Context, c BoxCommand) (BoxExit, error) {
 		if err := os.MkdirAll(b.upper+"/usr/lib", 0o755); err != nil {
 			return BoxExit{}, err
 		}
+		list := []map[string]any{}
+		for _, s := range b.installed {
+			list = append(list, map[string]any{"name": s, "version": "1", "new": true})
+		}
+		text, _ := json.Marshal(map[string]any{"installed": list})
+		c.Stdout.Write(append(text, '\n'))
 		return BoxExit{}, os.WriteFile(b.upper+"/usr/lib/x", []byte(strings.Join(specs, " ")), 0o644)
 	}
 	return BoxExit{}, nil
@@ -222,6 +221,7 @@ func TestFailureIsSharedAndNotKept(t *testing.T) {
 	must(t, err)
 	two, err := b.Start(f.request("aaa", "bbb==1"))
 	must(t, err)
+	waitFor(t, "both to follow one build", func() bool { return one.Status().Status == StateBuilding && two.Status().Status == StateBuilding })
 	close(gate)
 	_, err1 := one.Wait(t.Context())
 	_, err2 := two.Wait(t.Context())

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -32,6 +33,8 @@ type job struct {
 	layer    *Layer
 	failure  *Failure
 	attempts int
+	plain    bool     // the download cache is left out: it was refused
+	ending   []func() // what is done after everyone has the layer
 }
 
 func newJob(b *Builder, base *Base, s Step, below []*Layer) *job {
@@ -65,6 +68,9 @@ func (j *job) run() {
 	}
 	j.log.close()
 	j.b.settle(j)
+	for _, f := range j.ending {
+		f()
+	}
 }
 
 func (j *job) tries() {
@@ -82,17 +88,22 @@ func (j *job) tries() {
 	start := j.b.cfg.Now()
 	for {
 		j.attempts++
+		before := j.plain
 		layer, failure := j.attempt(ctx, start)
 		if failure == nil {
 			j.layer, j.failure = layer, nil
 			return
 		}
-		if before := j.failure; before != nil && failure.Kind == KindTimeout {
+		if former := j.failure; former != nil && failure.Kind == KindTimeout {
 			// Why it was tried again says more than that there was no time left.
-			failure = before
+			failure = former
 		}
 		failure.Attempts = j.attempts
 		j.failure = failure
+		if j.plain && !before && ctx.Err() == nil {
+			j.say("a download of an earlier build is out of date: again without them")
+			continue
+		}
 		if !failure.retryable() || j.attempts > len(j.b.cfg.Backoff) || ctx.Err() != nil {
 			return
 		}
@@ -124,29 +135,32 @@ func (j *job) internal(err error) *Failure {
 }
 
 // attempt opens a box, installs, and commits. What it made is gone afterwards,
-// unless it is a layer.
-func (j *job) attempt(ctx context.Context, start time.Time) (*Layer, *Failure) {
+// unless it is a layer: then the box goes when everyone has the layer.
+func (j *job) attempt(ctx context.Context, start time.Time) (_ *Layer, failed *Failure) {
 	dirs := boxLayers(j.base, j.below)
 	out := &lineWriter{emit: j.say, now: j.b.cfg.Now, lastAt: j.b.cfg.Now()}
 	var refused []Contact
 	fail := func(box Box, in *install, err error) (*Layer, *Failure) {
 		return nil, j.explain(ctx, box, in, out, refused, err)
 	}
-	env := boxEnv(j.base, j.step.Manager)
-	box, err := j.b.cfg.OpenBox(ctx, BoxSpec{Purpose: "install " + j.step.Manager, Layers: dirs, Env: env,
-		Registries: j.base.Registries, Timeout: j.b.cfg.ManagerTimeout + time.Minute})
+	offered := j.offered()
+	box, err := j.open(ctx, dirs, offered)
 	if err != nil {
+		j.closeView(offered)
 		return fail(nil, nil, fmt.Errorf("opening a builder sandbox: %w", err))
 	}
+	in := &install{box: box, step: j.step, specs: j.specs, out: out, say: j.say, probe: j.base.Managers[j.step.Manager] == "",
+		offered: offered, caching: j.b.cfg.Downloads != nil}
+	upper := ""
 	defer func() {
-		// Also after a cancel: the box must go.
-		closing, done := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-		defer done()
-		if err := box.Close(closing); err != nil {
-			j.b.cfg.Logger.Error("closing a builder sandbox", "key", j.step.Key, "error", err)
+		end := func() { j.closeBox(ctx, box, offered) }
+		if failed == nil {
+			j.ending = append(j.ending, func() { j.keepDownloads(in, upper) }, end)
+			return
 		}
+		j.plain = j.plain || offered != nil && (errors.Is(err, errStale) || saysStale(out.lines()))
+		end()
 	}()
-	in := &install{box: box, step: j.step, specs: j.specs, out: out, say: j.say, probe: j.base.Managers[j.step.Manager] == ""}
 	stopWatch := j.watchQuiet(ctx, out)
 	added, before, err := in.run(ctx, j.b.knownListing(j.step, j.base))
 	stopWatch()
@@ -157,10 +171,15 @@ func (j *job) attempt(ctx context.Context, start time.Time) (*Layer, *Failure) {
 	for _, c := range refused {
 		j.say(fmt.Sprintf("warning: the install was kept from %s:%d, and did without", c.Host, c.Port))
 	}
-	j.b.rememberListing(j.step, j.base, before)
-	upper, err := box.Tree(ctx)
+	if recipes[j.step.Manager].list != nil {
+		j.b.rememberListing(j.step, j.base, before)
+	}
+	upper, err = box.Tree(ctx)
 	if err != nil {
 		return fail(box, nil, fmt.Errorf("reading what was written: %w", err))
+	}
+	if err = j.checkDownloads(offered, upper); err != nil {
+		return fail(nil, nil, err)
 	}
 	l := &Layer{Key: j.step.Key, Parent: j.step.Parent, Manager: j.step.Manager, Entries: j.step.Entries, Base: j.base.Digest, Arch: j.base.Arch,
 		Recipe: recipes[j.step.Manager].version, Family: j.step.Family, Epoch: j.step.Epoch, Pinned: j.step.Pinned, Versions: added,
@@ -170,6 +189,27 @@ func (j *job) attempt(ctx context.Context, start time.Time) (*Layer, *Failure) {
 	}
 	j.say(fmt.Sprintf("installed %d packages, %d files, %.1f MB in %.1f s", len(added), l.Files, float64(l.SizeBytes)/1e6, float64(l.Took)/1e3))
 	return l, nil
+}
+
+// open opens the box of an attempt. The downloads that are offered lie on top
+// of the layers, below what the box writes.
+func (j *job) open(ctx context.Context, dirs []string, offered *view) (Box, error) {
+	if offered != nil {
+		dirs = append(slices.Clone(dirs), offered.dir)
+	}
+	return j.b.cfg.OpenBox(ctx, BoxSpec{Purpose: "install " + j.step.Manager, Layers: dirs, Env: boxEnv(j.base, j.step.Manager),
+		Registries: j.base.Registries, Timeout: j.b.cfg.ManagerTimeout + time.Minute})
+}
+
+// closeBox removes the box of an attempt and what it stood on, also after a
+// cancel.
+func (j *job) closeBox(ctx context.Context, box Box, offered *view) {
+	closing, done := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer done()
+	if err := box.Close(closing); err != nil {
+		j.b.cfg.Logger.Error("closing a builder sandbox", "key", j.step.Key, "error", err)
+	}
+	j.closeView(offered)
 }
 
 // explain turns what ended an attempt into a failure.

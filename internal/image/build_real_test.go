@@ -46,7 +46,8 @@ func TestRealInstalls(t *testing.T) {
 	h := &boxHooks{}
 	open := openChroot(t, h)
 	dir := t.TempDir()
-	b, err := NewBuilder(BuilderConfig{LayersDir: dir, OpenBox: func(ctx context.Context, spec BoxSpec) (Box, error) {
+	d := downloads(t, 0)
+	b, err := NewBuilder(BuilderConfig{LayersDir: dir, Downloads: d, OpenBox: func(ctx context.Context, spec BoxSpec) (Box, error) {
 		spec.Layers = slices.Insert(slices.Clone(spec.Layers), 1, gemrc)
 		return open(ctx, spec)
 	}})

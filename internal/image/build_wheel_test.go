@@ -23,14 +23,19 @@ func serveWheel(w http.ResponseWriter, r *http.Request) {
 }
 
 func wheel() []byte {
-	var b bytes.Buffer
-	z := zip.NewWriter(&b)
-	for _, f := range [][2]string{
+	return zipOf([][2]string{
 		{"tiny.py", "word = 'hello'\n"},
 		{"tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n"},
 		{"tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"},
 		{"tiny-1.0.dist-info/RECORD", "tiny.py,,\ntiny-1.0.dist-info/METADATA,,\ntiny-1.0.dist-info/WHEEL,,\ntiny-1.0.dist-info/RECORD,,\n"},
-	} {
+	})
+}
+
+// zipOf is a zip of names and contents.
+func zipOf(files [][2]string) []byte {
+	var b bytes.Buffer
+	z := zip.NewWriter(&b)
+	for _, f := range files {
 		w, _ := z.Create(f[0])
 		w.Write([]byte(f[1]))
 	}

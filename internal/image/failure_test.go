@@ -129,11 +129,16 @@ func FuzzListings(f *testing.F) {
 	f.Add([]byte("ripgrep v14.1.0:\n    rg\n"))
 	f.Add([]byte("rake (13.2.1, default: 13.1.0)\n"))
 	f.Add([]byte("/usr/local/bin/x: go1.24\n\tpath\ta.b/x\n\tmod\ta.b/x\tv1\th1:x\n"))
-	f.Add([]byte(`{"dependencies":{"a":{"version":"1","dependencies":{"b":{"version":"2"}}}}}`))
-	f.Add([]byte(`[{"name":"six","version":"1"}]`))
+	f.Add([]byte(`{"files":{"a.whl":["http://a.example.com/a.whl","00"]}}` + "\n" + `{"installed":[{"name":"six","version":"1","top":true}]}`))
+	f.Add([]byte("name = \"a\"\nversion = \"1\"\nchecksum = \"00\"\n"))
 	f.Fuzz(func(t *testing.T, out []byte) {
 		for m, r := range recipes {
-			list, _ := r.parse(out)
+			var w witness
+			w.hear(out)
+			list := w.installed
+			if r.list != nil {
+				list, _ = r.parse(out)
+			}
 			for _, p := range list {
 				if cleanLine([]byte(p.Name)) != p.Name || len(p.Name) > 310 || len(p.Version) > 310 {
 					t.Fatalf("%s: %q", m, p.Name)

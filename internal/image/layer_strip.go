@@ -32,6 +32,9 @@ func strip(rel string, st *unix.Stat_t) bool {
 			return true
 		}
 	}
+	if strings.HasSuffix(rel, ".gem") && path.Base(path.Dir(rel)) == "cache" {
+		return true // the archives that gem keeps of what it installed
+	}
 	kind := st.Mode & unix.S_IFMT
 	switch kind {
 	case unix.S_IFSOCK, unix.S_IFBLK:

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -26,6 +27,16 @@ type recipe struct {
 	prepare func(ctx context.Context, in *install) error
 	// command is the install's arguments; the specs are appended.
 	command []string
+	// shown, if set, stands in the log for the command: what a person would type.
+	shown []string
+	// tells says that the install tells about its downloads on its standard
+	// output, or on descriptor 3, and shell that it needs that descriptor.
+	tells, shell bool
+	// check, if set, looks at the tree before it becomes a layer: whether the
+	// manager used a file of the download cache that no index states now.
+	check func(tree *os.Root, v *view) error
+	// wanted finds what the install downloaded in the tree that it left.
+	wanted func(w *witness, tree *os.Root) []wanted
 	// each installs entry by entry: the calls are independent, and a failure
 	// then belongs to exactly one entry.
 	each bool
@@ -33,7 +44,7 @@ type recipe struct {
 	argument func(spec) string
 	// finish, if set, runs after the install.
 	finish func(ctx context.Context, in *install) error
-	// list asks the manager what is installed.
+	// list asks the manager what is installed. Without it the install tells that.
 	list     []string
 	listFail bool // the listing may exit with another code than 0
 	parse    func(out []byte) ([]installed, error)
@@ -52,12 +63,14 @@ var recipes = map[string]recipe{
 		probe:   []string{"cargo", "--version"},
 		env: []string{"CARGO_HOME=" + scratchDir + "/home/.cargo", "CARGO_TARGET_DIR=" + scratchDir + "/target",
 			"CARGO_TERM_PROGRESS_WHEN=never", "CARGO_TERM_COLOR=never"},
+		prepare: prepareCargo, wanted: cargoWanted,
 		command: []string{"cargo", "install", "--root", "/usr/local", "--"}, each: true,
 		list: []string{"cargo", "install", "--list", "--root", "/usr/local"}, parse: parseCargoList,
 	},
 	"gem": {
-		version: 1,
+		version: 2,
 		probe:   []string{"gem", "--version"},
+		prepare: prepareGem, wanted: gemWanted,
 		// After -- gem takes flags for compilers, so the names go without it; the
 		// grammar lets no name begin with a dash.
 		command: []string{"gem", "install", "--remote", "--no-document", "--conservative", "--no-user-install", "--bindir", "/usr/local/bin"},
@@ -70,26 +83,25 @@ var recipes = map[string]recipe{
 			"GOCACHE=" + scratchDir + "/go-build", "GOFLAGS=-modcacherw", "GOTELEMETRY=off", "GOTOOLCHAIN=auto"},
 		command: []string{"go", "install"}, each: true, argument: goArgument,
 		list: []string{"go", "version", "-m", "/usr/local/bin"}, parse: parseGoList, listFail: true,
-		provides: goProvides,
+		provides: goProvides, wanted: goWanted, check: checkGo,
 	},
 	"npm": {
-		version: 1,
+		version: 2,
 		probe:   []string{"npm", "--version"},
 		env: []string{"NPM_CONFIG_PREFIX=/usr/local", "NPM_CONFIG_CACHE=" + scratchDir + "/npm", "NPM_CONFIG_FUND=false",
 			"NPM_CONFIG_AUDIT=false", "NPM_CONFIG_UPDATE_NOTIFIER=false", "NPM_CONFIG_PROGRESS=false", "NPM_CONFIG_COLOR=false"},
-		command: []string{"npm", "install", "-g", "--"},
-		list:    []string{"npm", "ls", "-g", "--all", "--json"}, parse: parseNpmList, listFail: true,
+		command: []string{"npm", "install", "-g", "--"}, tells: true, shell: true, wanted: npmWanted,
 		provides: func(s spec, p installed) bool { return p.top && p.Name == s.name },
 	},
 	"pip": {
-		version: 2,
+		version: 3,
 		probe:   []string{"python3", "-m", "pip", "--version"},
 		env: []string{"PIP_BREAK_SYSTEM_PACKAGES=1", "PIP_ROOT_USER_ACTION=ignore", "PIP_DISABLE_PIP_VERSION_CHECK=1",
-			"PIP_NO_INPUT=1", "PIP_NO_CACHE_DIR=1", "PIP_PROGRESS_BAR=off", "PIP_NO_COLOR=1",
+			"PIP_NO_INPUT=1", "PIP_CACHE_DIR=" + scratchDir + "/pip", "PIP_PROGRESS_BAR=off", "PIP_NO_COLOR=1",
 			// The same install gives the same bytes: with an epoch, byte code names its source by hash and not by time.
 			"SOURCE_DATE_EPOCH=946684800", "PYTHONHASHSEED=0"},
-		command: []string{"python3", "-m", "pip", "install", "--"},
-		list:    []string{"python3", "-m", "pip", "list", "--format", "json"}, parse: parsePipList,
+		command: []string{"python3", "-c", hookText(pipHook), "install", "--"}, tells: true, wanted: pipWanted,
+		shown:    []string{"python3", "-m", "pip", "install", "--"},
 		diagnose: []string{"python3", "-m", "pip", "install", "-vv", "--dry-run", "--no-deps", "--only-binary", ":all:", "--retries", "0", "--"},
 		provides: func(s spec, p installed) bool { return pipCanonical(s.name) == pipCanonical(p.Name) },
 	},
@@ -116,6 +128,9 @@ func boxEnv(base *Base, manager string) []string {
 			env = append(env, "ATOLL_RUSTUP=set")
 		}
 	}
+	if manager == "npm" {
+		env = append(env, "ATOLL_NPM_HOOK="+hookText(npmHook))
+	}
 	env = append(env, "ATOLL_HOME="+home, "HOME="+scratchDir+"/home", "LANG=C.UTF-8", "LC_ALL=C.UTF-8", "TERM=dumb", "DEBIAN_FRONTEND=noninteractive")
 	return append(env, recipes[manager].env...)
 }
@@ -124,6 +139,7 @@ func boxEnv(base *Base, manager string) []string {
 // settings into the build's home, which is not the template's.
 const prepareScript = `set -e
 mkdir -p ` + scratchDir + `/home/.cargo ` + scratchDir + `/work
+if [ -n "$ATOLL_NPM_HOOK" ]; then printf '%s' "$ATOLL_NPM_HOOK" > ` + npmHookFile + `; fi
 cd "$ATOLL_HOME" 2>/dev/null || exit 0
 for f in .npmrc .gemrc .pip .config/pip .config/go .cargo/config .cargo/config.toml; do
 	if [ -e "$f" ]; then
@@ -139,6 +155,9 @@ done
 if [ -z "$ATOLL_RUSTUP" ] && [ -d "$ATOLL_HOME/.rustup" ]; then ln -s "$ATOLL_HOME/.rustup" "$HOME/.rustup"; fi
 `
 
+// npmHookFile is where npm's process finds the hook.
+const npmHookFile = scratchDir + "/hook.js"
+
 // install is one attempt at one layer inside an open box.
 type install struct {
 	box   Box
@@ -150,6 +169,10 @@ type install struct {
 	probe bool              // the manager may be missing
 	exit  BoxExit           // of the last command
 	at    int               // index of the entry that is being installed by itself, or -1
+	// offered is what the download cache has for this install; nil if nothing.
+	offered *view
+	caching bool    // downloads are kept for later builds
+	witness witness // what the manager told of its downloads
 }
 
 // errTool says that a tool ended badly; what it said is in the output.
@@ -174,11 +197,11 @@ func (in *install) run(ctx context.Context, before []installed) (added []Package
 		return nil, nil, err
 	}
 	if in.probe {
-		if err := in.command(ctx, r.probe, nil); err != nil {
+		if err := in.shownCommand(ctx, r.probe); err != nil {
 			return nil, nil, missing(in.step.Manager)
 		}
 	}
-	if before == nil {
+	if before == nil && r.list != nil {
 		if before, err = in.listing(ctx); err != nil {
 			return nil, nil, err
 		}
@@ -196,9 +219,16 @@ func (in *install) run(ctx context.Context, before []installed) (added []Package
 			return nil, nil, err
 		}
 	}
-	after, err := in.listing(ctx)
-	if err != nil {
-		return nil, nil, err
+	after := in.witness.installed
+	if r.list != nil {
+		if after, err = in.listing(ctx); err != nil {
+			return nil, nil, err
+		}
+	}
+	for _, p := range after {
+		if r.list == nil && !p.fresh {
+			before = append(before, p)
+		}
 	}
 	added, err = in.verify(r, before, after)
 	return added, before, err
@@ -214,26 +244,59 @@ func (in *install) entries(ctx context.Context, r recipe) error {
 	if r.each {
 		for i, s := range in.specs {
 			in.at = i
-			if err := in.command(ctx, append(slices.Clone(r.command), argument(s)), nil); err != nil {
+			if err := in.tool(ctx, r, argument(s)); err != nil {
 				return err
 			}
 		}
 		in.at = -1
 		return nil
 	}
-	args := slices.Clone(r.command)
-	for _, s := range in.specs {
-		args = append(args, argument(s))
+	args := make([]string, len(in.specs))
+	for i, s := range in.specs {
+		args[i] = argument(s)
 	}
+	return in.tool(ctx, r, args...)
+}
+
+// tool runs the manager's own install of some specs.
+func (in *install) tool(ctx context.Context, r recipe, specs ...string) error {
+	shown := r.shown
+	if shown == nil {
+		shown = r.command
+	}
+	in.say("$ " + strings.Join(append(slices.Clone(shown), specs...), " "))
+	args := append(slices.Clone(r.command), specs...)
+	if !r.tells {
+		return in.command(ctx, args, nil)
+	}
+	if r.shell {
+		args = append([]string{"/bin/sh", "-c", in.channelScript(), "sh"}, args...)
+	}
+	var told limitedBuffer
+	err := in.command(ctx, args, &told)
+	in.witness.hear(told.buf.Bytes())
+	return err
+}
+
+// channelScript gives a tool standard output as descriptor 3, for what it tells,
+// and standard error for what it prints.
+func (in *install) channelScript() string {
+	script := `exec 3>&1 1>&2; `
+	if in.step.Manager == "npm" {
+		script += `export ATOLL_NODE_OPTIONS="$NODE_OPTIONS" NODE_OPTIONS="$NODE_OPTIONS --require ` + npmHookFile + `"; unset ATOLL_NPM_HOOK; `
+	}
+	return `cd ` + scratchDir + `/work; ` + script + `exec "$@"`
+}
+
+// shownCommand runs one program and says so in the log.
+func (in *install) shownCommand(ctx context.Context, args []string) error {
+	in.say("$ " + strings.Join(args, " "))
 	return in.command(ctx, args, nil)
 }
 
 // command runs one program; its output goes to the log, standard output to
 // stdout instead if that is set. errTool if it does not exit with 0.
 func (in *install) command(ctx context.Context, args []string, stdout *limitedBuffer) error {
-	if args[0] != "/bin/sh" && stdout == nil {
-		in.say("$ " + strings.Join(args, " "))
-	}
 	cmd := BoxCommand{Args: args, Env: in.env, Dir: scratchDir + "/work", Output: in.out}
 	if args[0] == "/bin/sh" {
 		cmd.Dir = "/"

@@ -2,11 +2,8 @@ package image
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
-	"io"
 	"regexp"
-	"slices"
 	"strings"
 )
 
@@ -15,6 +12,7 @@ import (
 type installed struct {
 	PackageVersion
 	top      bool     // npm: not somebody's dependency
+	fresh    bool     // npm and pip: it was not there before
 	provides []string // apt: virtual packages
 }
 
@@ -109,61 +107,6 @@ func parseGoList(out []byte) ([]installed, error) {
 		case len(f) > 0 && f[0] != "":
 			path = ""
 		}
-	}
-	return list, nil
-}
-
-type npmNode struct {
-	Version      string             `json:"version"`
-	Dependencies map[string]npmNode `json:"dependencies"`
-}
-
-// parseNpmList flattens the tree of npm ls. A package that npm lists without a
-// version is one that it misses.
-func parseNpmList(out []byte) ([]installed, error) {
-	var root npmNode
-	if err := json.Unmarshal(out, &root); err != nil {
-		return nil, err
-	}
-	var list []installed
-	seen := map[string]bool{}
-	var walk func(n npmNode, depth int)
-	walk = func(n npmNode, depth int) {
-		names := make([]string, 0, len(n.Dependencies))
-		for name := range n.Dependencies {
-			names = append(names, name)
-		}
-		slices.Sort(names)
-		for _, name := range names {
-			d := n.Dependencies[name]
-			p := listed(name, d.Version, "")
-			p.top = depth == 0
-			if d.Version != "" && (p.top || !seen[p.id()]) {
-				seen[p.id()] = true
-				list = append(list, p)
-			}
-			if depth < 100 {
-				walk(d, depth+1)
-			}
-		}
-	}
-	walk(root, 0)
-	return list, nil
-}
-
-// parsePipList reads pip list --format json. Warnings may surround it.
-func parsePipList(out []byte) ([]installed, error) {
-	start := bytes.IndexByte(out, '[')
-	if start < 0 {
-		return nil, io.ErrUnexpectedEOF
-	}
-	var entries []struct{ Name, Version string }
-	if err := json.NewDecoder(bytes.NewReader(out[start:])).Decode(&entries); err != nil {
-		return nil, err
-	}
-	var list []installed
-	for _, e := range entries {
-		list = append(list, listed(e.Name, e.Version, ""))
 	}
 	return list, nil
 }

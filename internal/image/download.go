@@ -1,0 +1,287 @@
+package image
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+)
+
+// DefaultDownloadQuota is the size of the download cache when the operator says
+// nothing: 10 GiB.
+const DefaultDownloadQuota = 10 << 30
+
+// blobGrace keeps a file that no record names yet: another server that shares
+// the directory may be about to write the record.
+const blobGrace = 10 * time.Minute
+
+// DownloadsConfig configures OpenDownloads.
+type DownloadsConfig struct {
+	// Dir holds the cache. Required. Several servers may share it.
+	Dir string
+	// Quota bounds the files together, in bytes. Zero means DefaultDownloadQuota.
+	Quota int64
+	// Logger is told of damaged files. Nil discards.
+	Logger *slog.Logger
+	// Now is the clock. Nil means time.Now.
+	Now func() time.Time
+}
+
+// Downloads keeps what package managers downloaded, so that a changed list does
+// not download everything again. It changes how long an install takes, never
+// what comes of it: the directory may be removed while nothing runs.
+//
+// Nothing that an install script writes is ever used by another build. Files
+// are named by the SHA-256 of their content. One gets in only if its digest was
+// stated by the registry's index and known to the server before any package
+// code ran in that sandbox, and its content has this digest. It is read again
+// in full before each use, and reaches a builder as a read-only lower layer. The
+// manager, or its recipe, then holds it against what the index says now.
+// Methods may be called at the same time.
+type Downloads struct {
+	dir   string
+	quota int64
+	log   *slog.Logger
+	now   func() time.Time
+
+	mu sync.Mutex // one change at a time
+}
+
+// fill is what one list downloaded: a record of the cache.
+type fill struct {
+	Base    string     `json:"base"` // digest of the template version: another's tools may keep files elsewhere
+	Manager string     `json:"manager"`
+	Names   []string   `json:"names"` // the packages that were listed, without versions
+	Files   []fillFile `json:"files"`
+
+	path string
+	used time.Time
+}
+
+// fillFile is one downloaded file: where the manager looks for it in a builder,
+// relative to the root, and its content.
+type fillFile struct {
+	Path   string `json:"path"`
+	SHA256 string `json:"sha256"`
+	Size   int64  `json:"size"`
+}
+
+// DownloadUsage is what the cache holds.
+type DownloadUsage struct {
+	Files      int   `json:"files"`
+	SizeBytes  int64 `json:"size_bytes"`
+	QuotaBytes int64 `json:"quota_bytes"`
+}
+
+// OpenDownloads opens the cache and makes its directory if it is absent.
+func OpenDownloads(cfg DownloadsConfig) (*Downloads, error) {
+	d := &Downloads{dir: cfg.Dir, quota: cfg.Quota, log: cfg.Logger, now: cfg.Now}
+	if d.quota <= 0 {
+		d.quota = DefaultDownloadQuota
+	}
+	if d.log == nil {
+		d.log = slog.New(slog.DiscardHandler)
+	}
+	if d.now == nil {
+		d.now = time.Now
+	}
+	for _, name := range []string{"blobs", "records", "views"} {
+		if err := os.MkdirAll(filepath.Join(d.dir, name), 0o700); err != nil {
+			return nil, fmt.Errorf("opening the download cache: %w", err)
+		}
+	}
+	return d, nil
+}
+
+func (d *Downloads) blob(sum string) string { return filepath.Join(d.dir, "blobs", sum) }
+
+// keep records what a list downloaded. Files whose content is in the cache
+// already are only named.
+func (d *Downloads) keep(base, manager string, names []string, files []fillFile) error {
+	if len(files) == 0 {
+		return nil
+	}
+	f := fill{Base: base, Manager: manager, Names: slices.Sorted(slices.Values(names)), Files: files}
+	text, err := json.Marshal(f)
+	if err != nil {
+		return fmt.Errorf("recording downloads: %w", err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	id := hashFields(append([]string{base, manager}, f.Names...)...)
+	if err := writeWhole(filepath.Join(d.dir, "records", id), text); err != nil {
+		return fmt.Errorf("recording downloads: %w", err)
+	}
+	_, err = d.shrink(d.quota)
+	return err
+}
+
+// writeWhole gives a file its content at once. A torn one after a crash of the
+// host does no harm: records that cannot be read are removed.
+func writeWhole(path string, content []byte) error {
+	temp, err := os.CreateTemp(filepath.Dir(path), ".new-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(temp.Name())
+	_, err = temp.Write(content)
+	if err := errors.Join(err, temp.Close()); err != nil {
+		return err
+	}
+	return os.Rename(temp.Name(), path)
+}
+
+// store copies content into the cache and returns its name, if check finds that
+// the copy is what the index states.
+func (d *Downloads) store(content io.Reader, limit int64, check func(path string) error) (sum string, size int64, err error) {
+	temp, err := os.CreateTemp(filepath.Join(d.dir, "blobs"), ".new-")
+	if err != nil {
+		return "", 0, fmt.Errorf("keeping a download: %w", err)
+	}
+	defer os.Remove(temp.Name())
+	own := sha256.New()
+	size, err = io.Copy(io.MultiWriter(own, temp), io.LimitReader(content, limit+1))
+	if err := errors.Join(err, temp.Chmod(0o644), temp.Close()); err != nil {
+		return "", 0, fmt.Errorf("keeping a download: %w", err)
+	}
+	if size > limit {
+		return "", 0, errors.New("keeping a download: it is larger than the cache may be")
+	}
+	sum = hex.EncodeToString(own.Sum(nil))
+	if err := check(temp.Name()); err != nil {
+		return "", 0, err
+	}
+	if err := os.Rename(temp.Name(), d.blob(sum)); err != nil {
+		return "", 0, fmt.Errorf("keeping a download: %w", err)
+	}
+	return sum, size, nil
+}
+
+// records reads all records, the most recently used first. One that cannot be
+// read is removed.
+func (d *Downloads) records() ([]fill, error) {
+	entries, err := os.ReadDir(filepath.Join(d.dir, "records"))
+	if err != nil {
+		return nil, fmt.Errorf("reading the download cache: %w", err)
+	}
+	var out []fill
+	for _, e := range entries {
+		if !layerKey.MatchString(e.Name()) {
+			continue
+		}
+		f := fill{path: filepath.Join(d.dir, "records", e.Name())}
+		text, err := os.ReadFile(f.path)
+		info, serr := os.Stat(f.path)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(serr, fs.ErrNotExist) {
+			continue // another server removed it
+		}
+		if err := errors.Join(err, serr); err != nil {
+			return nil, fmt.Errorf("reading the download cache: %w", err)
+		}
+		if err := json.Unmarshal(text, &f); err != nil || !f.sound() {
+			d.log.Warn("removing a damaged record of downloads", "record", e.Name())
+			_ = os.Remove(f.path) // it is read again otherwise
+			continue
+		}
+		f.used = info.ModTime()
+		out = append(out, f)
+	}
+	slices.SortFunc(out, func(a, b fill) int { return b.used.Compare(a.used) })
+	return out, nil
+}
+
+// sound reports whether a record can be what this program wrote.
+func (f *fill) sound() bool {
+	for _, file := range f.Files {
+		if !filepath.IsLocal(file.Path) || !layerKey.MatchString(file.SHA256) || file.Size < 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// Usage tells how much the cache holds.
+func (d *Downloads) Usage() (DownloadUsage, error) {
+	out := DownloadUsage{QuotaBytes: d.quota}
+	entries, err := os.ReadDir(filepath.Join(d.dir, "blobs"))
+	if err != nil {
+		return out, fmt.Errorf("reading the download cache: %w", err)
+	}
+	for _, e := range entries {
+		if info, err := e.Info(); err == nil && layerKey.MatchString(e.Name()) {
+			out.Files++
+			out.SizeBytes += info.Size()
+		}
+	}
+	return out, nil
+}
+
+// Prune removes the least recently used downloads until at most quota bytes are
+// left; 0 removes all. Builders that run keep what they were given.
+func (d *Downloads) Prune(quota int64) (DownloadUsage, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.clearViews()
+	return d.shrink(quota)
+}
+
+// Tidy removes what is beyond the quota, and what a killed server left.
+func (d *Downloads) Tidy() error {
+	_, err := d.Prune(d.quota)
+	return err
+}
+
+// shrink removes records beyond the quota, and then the files that no record
+// names; the caller holds mu. It returns what went.
+func (d *Downloads) shrink(quota int64) (gone DownloadUsage, err error) {
+	gone.QuotaBytes = quota
+	records, err := d.records()
+	if err != nil {
+		return gone, err
+	}
+	named := map[string]bool{}
+	var total int64
+	for _, f := range records {
+		var more int64
+		for _, file := range f.Files {
+			if !named[file.SHA256] {
+				more += file.Size
+			}
+		}
+		if total+more > quota {
+			if err := os.Remove(f.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return gone, fmt.Errorf("pruning downloads: %w", err)
+			}
+			continue
+		}
+		total += more
+		for _, file := range f.Files {
+			named[file.SHA256] = true
+		}
+	}
+	entries, err := os.ReadDir(filepath.Join(d.dir, "blobs"))
+	if err != nil {
+		return gone, fmt.Errorf("pruning downloads: %w", err)
+	}
+	for _, e := range entries {
+		info, err := e.Info()
+		if named[e.Name()] || err != nil || quota > 0 && d.now().Sub(info.ModTime()) < blobGrace && total+info.Size() <= quota {
+			continue
+		}
+		if err := os.Remove(d.blob(e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return gone, fmt.Errorf("pruning downloads: %w", err)
+		}
+		gone.Files++
+		gone.SizeBytes += info.Size()
+	}
+	return gone, nil
+}

@@ -68,16 +68,23 @@ func newWorld(t *testing.T, port80 bool, handler http.Handler, hosts ...string) 
 	}), ReadHeaderTimeout: time.Minute}
 	go server.Serve(l)
 	t.Cleanup(func() { _ = server.Close() })
+	w.gateway = newGateway(t, at, hosts...)
+	return w
+}
+
+// newGateway opens a gateway for which the hosts are at one address of this host.
+func newGateway(t *testing.T, at netip.AddrPort, hosts ...string) *egress.Gateway {
+	t.Helper()
 	var exempt []egress.Exemption
 	for _, host := range hosts {
-		exempt = append(exempt, egress.Exemption{Host: host, CIDR: loopback, Ports: []int{w.port}})
+		exempt = append(exempt, egress.Exemption{Host: host, CIDR: loopback, Ports: []int{int(at.Port())}})
 	}
-	w.gateway, err = egress.New(egress.Config{Dir: t.TempDir(), Resolver: names{at.Addr()}, Exempt: exempt})
+	gateway, err := egress.New(egress.Config{Dir: t.TempDir(), Resolver: names{at.Addr()}, Exempt: exempt})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = w.gateway.Shutdown(context.Background()) })
-	return w
+	t.Cleanup(func() { _ = gateway.Shutdown(context.Background()) })
+	return gateway
 }
 
 func (w *world) requests() string {
@@ -88,7 +95,11 @@ func (w *world) requests() string {
 
 // dial connects under a policy, as the server does for a session.
 func (w *world) dial(source string, policy *egress.Policy) toolset.Dial {
-	return w.gateway.Dialer(egress.Client{ID: "sesn_test", Source: source, Meta: egress.Meta{SessionID: "sesn_test", Source: source}, Policy: policy})
+	return dialer(w.gateway, source, policy)
+}
+
+func dialer(gateway *egress.Gateway, source string, policy *egress.Policy) toolset.Dial {
+	return gateway.Dialer(egress.Client{ID: "sesn_test", Source: source, Meta: egress.Meta{SessionID: "sesn_test", Source: source}, Policy: policy})
 }
 
 func compile(t *testing.T, spec egress.Spec) *egress.Policy {

@@ -14,5 +14,9 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, beServer(dir, os.Args[1]))
 		os.Exit(1)
 	}
+	if dir := os.Getenv(callerDir); dir != "" {
+		fmt.Fprintln(os.Stderr, beCaller(dir, os.Args[1]))
+		os.Exit(1)
+	}
 	os.Exit(m.Run())
 }

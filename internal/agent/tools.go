@@ -31,18 +31,22 @@ func (r *run) openTools() error {
 			continue
 		}
 		r.told[f.Server] = true
-		kind := api.ErrorMCPConnection
-		if f.Auth {
-			kind = api.ErrorMCPAuthentication
-		}
-		e := r.event(api.EventSessionError, api.ErrorFields{Error: api.SessionError{
-			Type: kind, Message: f.Error(), MCPServerName: f.Server, RetryStatus: api.RetryStatus{Type: api.RetryExhausted},
-		}})
-		if err := r.record(e); err != nil {
+		if err := r.record(r.serverFailed(f)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// serverFailed says that an MCP server is not to be had.
+func (r *run) serverFailed(f *toolset.ServerError) control.EventRecord {
+	kind := api.ErrorMCPConnection
+	if f.Auth {
+		kind = api.ErrorMCPAuthentication
+	}
+	return r.event(api.EventSessionError, api.ErrorFields{Error: api.SessionError{
+		Type: kind, Message: f.Error(), MCPServerName: f.Server, RetryStatus: api.RetryStatus{Type: api.RetryExhausted},
+	}})
 }
 
 func (r *run) closeTools() {
@@ -105,6 +109,8 @@ func (r *run) toolEnded(u *use, res toolset.Result, err error) error {
 	}
 	var fault *control.Fault
 	switch {
+	case err == nil && res.Failed != nil:
+		return r.record(r.serverFailed(res.Failed), r.result(u, res.Content, res.IsError))
 	case err == nil:
 		return r.record(r.result(u, res.Content, res.IsError))
 	case errors.As(err, &fault) && fault.Code == control.CodeBuildFailed:

@@ -57,7 +57,7 @@ type Tools interface {
 	// that never began is run; one that runs is waited for; of one that ended
 	// the result is given again. One that was begun and whose outcome nobody
 	// knows (the sandbox's processes were lost meanwhile) is not run again: its
-	// result is an error that says so. The last 4096 calls are remembered.
+	// result is an error that says so. The last 1024 calls are remembered.
 	//
 	// When ctx ends, RunTool returns its error and the call goes on: to end it
 	// is CancelTool's part. Bash calls of one sandbox run one after the other in

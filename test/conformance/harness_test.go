@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/atoll-run/atoll/internal/control"
+	"github.com/atoll-run/atoll/internal/control/looptest"
 	"github.com/atoll-run/atoll/internal/httpapi"
 	"github.com/atoll-run/atoll/internal/httpapi/wiretest"
 	"github.com/atoll-run/atoll/internal/store"
@@ -28,6 +29,7 @@ const (
 	fixtureAgent   = "agent_011CZkYpogX7uDKUyvBTophP"
 	fixtureRoster  = "agent_011CZkYqphY8vELVzwCUpqiQ"
 	fixtureSession = "sesn_011CZkZAtmR3yMPDzynEDxu7"
+	fixtureThread  = "sthr_011CZkZVWa6oJjw1rgXZpnBt"
 )
 
 // call is a request that reached the server, and its answer.
@@ -67,7 +69,10 @@ func start(t *testing.T) *server {
 			t.Error(err)
 		}
 	})
-	s := &server{t: t, store: db, service: control.New(control.Config{Store: db, Templates: templates{"base", "code_interpreter", "slim"}})}
+	turns := control.NewTurns(db, nil)
+	loop := looptest.New(turns, func(err error) { t.Error(err) })
+	t.Cleanup(loop.Close)
+	s := &server{t: t, store: db, service: control.New(control.Config{Store: db, Templates: templates{"base", "code_interpreter", "slim"}, Turns: turns, Loop: loop})}
 	if err := db.CreateWorkspace(t.Context(), control.Workspace{ID: fixtureSpace, Name: "default", CreatedAt: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +84,10 @@ func start(t *testing.T) *server {
 		t.Fatal(err)
 	}
 	web := httptest.NewServer(s.watch(h))
-	t.Cleanup(web.Close)
+	t.Cleanup(func() {
+		turns.Close() // streams end, or the server would wait for them
+		web.Close()
+	})
 	s.url = web.URL
 	return s
 }
@@ -89,6 +97,10 @@ func start(t *testing.T) *server {
 func (s *server) watch(next http.Handler) http.Handler {
 	doc := wiretest.Load(s.t)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "/stream") {
+			next.ServeHTTP(&streamed{ResponseWriter: w, checked: doc.Frames(s.t, r.URL.Path)}, r)
+			return
+		}
 		rec := httptest.NewRecorder()
 		next.ServeHTTP(rec, r)
 		body := rec.Body.Bytes()
@@ -105,6 +117,24 @@ func (s *server) watch(next http.Handler) http.Handler {
 		_, _ = w.Write(body) // the client may be gone
 	})
 }
+
+// streamed passes a stream on as it comes, and to what checks it. (An error
+// instead of a stream is not checked.)
+type streamed struct {
+	http.ResponseWriter
+	checked io.Writer
+}
+
+// Write implements http.ResponseWriter.
+func (s *streamed) Write(p []byte) (int, error) {
+	if s.Header().Get("Content-Type") == "text/event-stream" {
+		_, _ = s.checked.Write(p) // it takes all
+	}
+	return s.ResponseWriter.Write(p)
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (s *streamed) Unwrap() http.ResponseWriter { return s.ResponseWriter }
 
 // sandBase tells a request that is answered in SandBase's error names, which
 // the document does not know.
@@ -190,6 +220,11 @@ func (s *server) seed(withSession bool) {
 		session, err := s.store.Session(ctx, fixtureSpace, id)
 		s.ok(err)
 		s.ok(s.store.DeleteSession(ctx, fixtureSpace, id, func(control.SessionRecord) error { return nil }))
+		var doc map[string]any
+		s.ok(json.Unmarshal(session.Document, &doc))
+		doc["thread"] = fixtureThread
+		session.Document, err = json.Marshal(doc)
+		s.ok(err)
 		session.ID = fixtureSession
 		s.ok(s.store.CreateSession(ctx, session))
 	}

@@ -75,7 +75,7 @@ async function lifecycle(client, { invalid, missing, conflict }) {
   await refused(Anthropic.BadRequestError, invalid, () => sessions.create({ agent: agent.id, environment_id: env.id }));
   const session = await sessions.create({ agent: agent.id, environment_id: plain.id, title: 't' });
   assert.equal(session.status, 'idle');
-  assert.deepEqual(await sessions.retrieve(session.id), session);
+  assert.deepEqual({ ...(await sessions.retrieve(session.id)), stats: session.stats }, session); // its age goes on
   assert.deepEqual(await all(sessions.list({ agent_id: agent.id, statuses: ['idle', 'running'] })), [session.id]);
   await sessions.delete(session.id);
   await refused(Anthropic.NotFoundError, missing, () => sessions.retrieve(session.id));
@@ -86,7 +86,74 @@ async function lifecycle(client, { invalid, missing, conflict }) {
   await refused(Anthropic.NotFoundError, missing, () => environments.delete(env.id));
 }
 
+// turn sends events and reads the stream until the session is idle.
+async function turn(client, id, events, params) {
+  const stream = await client.beta.sessions.events.stream(id, params);
+  const sent = await client.beta.sessions.events.send(id, { events });
+  assert.deepEqual(sent.data.map((e) => e.type), events.map((e) => e.type));
+  const seen = [];
+  for await (const event of stream) {
+    seen.push(event);
+    if (event.type === 'session.status_idle') break;
+  }
+  return seen;
+}
+
+const message = (text) => ({ type: 'user.message', content: [{ type: 'text', text }] });
+
+async function conversation(client) {
+  const { environments, agents, sessions } = client.beta;
+  const env = await environments.create({ name: 'talk' });
+  const agent = await agents.create({ name: 'talker', model: 'claude-sonnet-4-6' });
+  const session = await sessions.create({ agent: agent.id, environment_id: env.id });
+
+  const first = await turn(client, session.id, [message('hello')], { event_deltas: ['agent.message', 'agent.thinking'] });
+  assert.equal(first.filter((e) => e.type === 'event_start').length, 1);
+  const deltas = first.filter((e) => e.type === 'event_delta').map((e) => e.delta.content.text).join('');
+  const said = first.find((e) => e.type === 'agent.message');
+  assert.equal(deltas, 'You said: hello');
+  assert.equal(said.content[0].text, deltas);
+  assert.equal(first.find((e) => e.type === 'event_start').event.id, said.id);
+  assert.ok(first.some((e) => e.type === 'session.usage'), 'no usage');
+  assert.equal(first.at(-1).stop_reason.type, 'end_turn');
+
+  const second = await turn(client, session.id, [message('ask')]);
+  const use = second.find((e) => e.type === 'agent.tool_use');
+  assert.deepEqual(second.at(-1).stop_reason, { type: 'requires_action', event_ids: [use.id] });
+  const third = await turn(client, session.id, [{ type: 'user.tool_confirmation', tool_use_id: use.id, result: 'deny', deny_message: 'no' }]);
+  assert.equal(third.find((e) => e.type === 'agent.tool_result').is_error, true);
+
+  const fourth = await turn(client, session.id, [message('custom')]);
+  const custom = fourth.find((e) => e.type === 'agent.custom_tool_use');
+  const fifth = await turn(client, session.id,
+    [{ type: 'user.custom_tool_result', custom_tool_use_id: custom.id, content: [{ type: 'text', text: 'v' }] }]);
+  assert.ok(fifth.find((e) => e.type === 'user.custom_tool_result').processed_at);
+
+  const streamed = [first, second, third, fourth, fifth].flat().filter((e) => !e.type.startsWith('event_'));
+  const listed = [];
+  for await (const event of sessions.events.list(session.id, { limit: 7 })) listed.push(event);
+  assert.deepEqual(listed, streamed);
+  const messages = [];
+  for await (const event of sessions.events.list(session.id, { order: 'desc', types: ['user.message', 'agent.message'] })) messages.push(event.id);
+  assert.deepEqual(messages, listed.filter((e) => e.type.endsWith('.message')).map((e) => e.id).reverse());
+
+  const threads = await all(sessions.threads.list(session.id));
+  assert.equal(threads.length, 1);
+  assert.equal((await sessions.threads.retrieve(threads[0], { session_id: session.id })).status, 'idle');
+  assert.deepEqual(await all(sessions.threads.events.list(threads[0], { session_id: session.id })), listed.map((e) => e.id));
+  await refused(Anthropic.BadRequestError, 'invalid_request_error', () => sessions.events.send(session.id, { events: [message('')] }));
+
+  const last = await sessions.events.stream(session.id);
+  await sessions.archive(session.id);
+  await sessions.delete(session.id);
+  const rest = [];
+  for await (const event of last) rest.push(event.type);
+  assert.deepEqual(rest, ['session.thread_status_terminated', 'session.status_terminated', 'session.deleted']);
+  await environments.delete(env.id);
+}
+
 console.log(process.argv[2], VERSION);
+await conversation(new Anthropic({ apiKey: ATOLL_KEY, baseURL: url }));
 await lifecycle(new Anthropic({ apiKey: ATOLL_KEY, baseURL: url }),
   { invalid: 'invalid_request_error', missing: 'not_found_error', conflict: 'invalid_request_error' });
 await lifecycle(new Anthropic({ apiKey: ATOLL_SANDBASE_KEY, baseURL: url }),

@@ -80,7 +80,7 @@ def lifecycle(client, invalid, missing, conflict):
 
     session = client.beta.sessions.create(agent=agent.id, environment_id=plain.id, title="t")
     assert session.status == "idle" and session.agent.id == agent.id, session
-    assert client.beta.sessions.retrieve(session.id) == session
+    assert client.beta.sessions.retrieve(session.id).model_copy(update={"stats": session.stats}) == session  # its age goes on
     assert session.id in [s.id for s in client.beta.sessions.list(agent_id=agent.id, statuses=["idle", "running"])]
     client.beta.sessions.delete(session.id)
     refused(anthropic.NotFoundError, missing, lambda: client.beta.sessions.retrieve(session.id))
@@ -91,7 +91,65 @@ def lifecycle(client, invalid, missing, conflict):
     refused(anthropic.NotFoundError, missing, lambda: environments.delete(env.id))
 
 
+def message(text):
+    return {"type": "user.message", "content": [{"type": "text", "text": text}]}
+
+
+def turn(client, session_id, events, **params):
+    """Sends events and reads the stream until the session is idle."""
+    with client.beta.sessions.events.stream(session_id, **params) as stream:
+        sent = client.beta.sessions.events.send(session_id, events=events)
+        assert [e.type for e in sent.data] == [e["type"] for e in events], sent
+        seen = []
+        for event in stream:
+            seen.append(event)
+            if event.type == "session.status_idle":
+                return seen
+    raise AssertionError("the stream ended before the turn did")
+
+
+def find(events, kind):
+    return next(e for e in events if e.type == kind)
+
+
+def conversation(client):
+    sessions = client.beta.sessions
+    env = client.beta.environments.create(name="talk")
+    agent = client.beta.agents.create(name="talker", model="claude-sonnet-4-6")
+    session = sessions.create(agent=agent.id, environment_id=env.id)
+
+    first = turn(client, session.id, [message("hello")], event_deltas=["agent.message"])
+    deltas = "".join(e.delta.content.text for e in first if e.type == "event_delta")
+    assert deltas == find(first, "agent.message").content[0].text == "You said: hello", first
+    assert find(first, "event_start").event.id == find(first, "agent.message").id, first
+    assert find(first, "session.usage").usage.input_tokens == 10, first
+    assert first[-1].stop_reason.type == "end_turn", first[-1]
+
+    second = turn(client, session.id, [message("ask")])
+    use = find(second, "agent.tool_use")
+    assert second[-1].stop_reason.event_ids == [use.id], second[-1]
+    third = turn(client, session.id, [{"type": "user.tool_confirmation", "tool_use_id": use.id, "result": "allow"}])
+    assert find(third, "agent.tool_result").is_error is False, third
+
+    streamed = [e for e in first + second + third if not e.type.startswith("event_")]
+    listed = list(sessions.events.list(session.id, limit=7))
+    assert [e.to_dict() for e in listed] == [e.to_dict() for e in streamed]
+    newest = [e.id for e in sessions.events.list(session.id, order="desc", types=["user.message"])]
+    assert newest == [e.id for e in reversed(listed) if e.type == "user.message"], newest
+    threads = list(sessions.threads.list(session.id))
+    assert len(threads) == 1 and threads[0].status == "idle", threads
+    assert [e.id for e in sessions.threads.events.list(threads[0].id, session_id=session.id)] == [e.id for e in listed]
+
+    with sessions.events.stream(session.id) as stream:
+        sessions.archive(session.id)
+        sessions.delete(session.id)
+        rest = [e.type for e in stream]
+    assert rest == ["session.thread_status_terminated", "session.status_terminated", "session.deleted"], rest
+    client.beta.environments.delete(env.id)
+
+
 print("anthropic", anthropic.__version__)
+conversation(Anthropic(api_key=os.environ["ATOLL_KEY"], base_url=URL))
 lifecycle(Anthropic(api_key=os.environ["ATOLL_KEY"], base_url=URL),
           "invalid_request_error", "not_found_error", "invalid_request_error")
 lifecycle(Anthropic(api_key=os.environ["ATOLL_SANDBASE_KEY"], base_url=URL),

@@ -50,6 +50,9 @@ func FuzzCursor(f *testing.F) {
 	whole := *at(scope, time.Unix(1, 0), "env_1", true)
 	f.Add(whole)
 	f.Add(cursor{Scope: scope, Version: 3}.String())
+	f.Add(cursor{Scope: scope, Seq: 5, Place: 7, Edge: 9}.String())
+	f.Add(cursor{Scope: scope, Seq: -5}.String())
+	f.Add(cursor{Scope: scope, Edge: 5}.String())
 	f.Add(whole + "=")
 	f.Add("page_")
 	f.Add("page_e30")
@@ -67,8 +70,11 @@ func FuzzCursor(f *testing.F) {
 		if text == "" {
 			return
 		}
-		if c.String() != text || c.Scope != scope || !strings.HasPrefix(text, cursorPrefix) || c.Created < 0 || c.Version < 0 || (c.ID == "") == (c.Version == 0) {
+		if c.String() != text || c.Scope != scope || !strings.HasPrefix(text, cursorPrefix) || min(c.Created, int64(c.Version), c.Seq, c.Place, c.Edge) < 0 {
 			t.Fatalf("%q is taken as %+v", text, c)
+		}
+		if row, version, event := c.ID != "", c.Version != 0, c.Seq != 0 || c.Place != 0; row && (version || event) || version && event || !row && !version && !event {
+			t.Fatalf("%q is a place in several lists: %+v", text, c)
 		}
 	})
 }

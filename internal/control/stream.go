@@ -17,6 +17,8 @@ const (
 	maxStreamFrames = 512
 	maxStreamBytes  = 256 << 10
 	maxCatchUp      = 256 << 10
+	// maxHead is what an event has around its Fields.
+	maxHead = 256
 	// maxStreams is how many streams a session may have.
 	maxStreams = 100
 )
@@ -177,7 +179,7 @@ func (s *Stream) push(events []EventRecord) {
 		if s.behind || e.Seq <= s.at {
 			continue
 		}
-		size := len(e.Fields)
+		size := len(e.Fields) + maxHead
 		if e.Seq != s.at+1 || len(s.frames) >= maxStreamFrames || s.size+size > maxStreamBytes {
 			s.fallBehind()
 			continue

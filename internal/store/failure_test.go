@@ -22,6 +22,8 @@ import (
 const (
 	childPath = "ATOLL_STORETEST_CHILD_DB"
 	childFrom = "ATOLL_STORETEST_CHILD_FROM"
+	// childSteps, when set, has it append to logs instead.
+	childSteps = "ATOLL_STORETEST_CHILD_STEPS"
 )
 
 func TestMain(m *testing.M) {
@@ -39,6 +41,9 @@ func writeForever(path, from string) {
 	if err != nil {
 		fmt.Println("open:", err)
 		os.Exit(3)
+	}
+	if steps := os.Getenv(childSteps); steps != "" {
+		appendForever(s, steps)
 	}
 	first, err := strconv.Atoi(from)
 	if err != nil {
@@ -84,29 +89,13 @@ func TestKilledWhileWriting(t *testing.T) {
 	}
 	var acked []int
 	for round := range 4 {
-		cmd := child(t, path, round*1_000_000)
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		lines := bufio.NewScanner(out)
-		for enough := len(acked) + 200 + 300*round; lines.Scan(); {
-			n, err := strconv.Atoi(lines.Text())
+		for _, line := range follow(t, child(t, path, round*1_000_000), 200+300*round) {
+			n, err := strconv.Atoi(line)
 			if err != nil {
-				t.Errorf("child: %s", lines.Text())
-				break
+				t.Fatalf("child: %s", line)
 			}
 			acked = append(acked, n)
-			if len(acked) == enough {
-				if err := cmd.Process.Kill(); err != nil {
-					t.Fatal(err)
-				}
-			}
 		}
-		_ = cmd.Wait() // killed
 	}
 	s = open(t, path)
 	for _, n := range acked {
@@ -116,6 +105,28 @@ func TestKilledWhileWriting(t *testing.T) {
 	}
 	t.Logf("%d acknowledged writes survived", len(acked))
 	check(t, s)
+}
+
+// follow runs a child until it has said so much, kills it, and answers all that
+// it said.
+func follow(t *testing.T, cmd *exec.Cmd, enough int) (said []string) {
+	t.Helper()
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		if said = append(said, lines.Text()); len(said) == enough {
+			if err := cmd.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	_ = cmd.Wait() // killed
+	return said
 }
 
 // check asks the database whether it is whole.

@@ -403,6 +403,9 @@ func (w *internet) packet(f []byte) {
 	if dst.IsMulticast() && dst.Is6() {
 		return // the host's own neighbour discovery
 	}
+	if dst == resolverAddress() {
+		return // the host's own questions
+	}
 	if dst == markAddress() {
 		w.mu.Lock()
 		if c := w.marks[port]; c != nil {
@@ -426,6 +429,9 @@ func (w *internet) packet(f []byte) {
 	}
 	w.stray(what)
 }
+
+// resolverAddress is where the host's own resolver is, for tests that use it.
+func resolverAddress() netip.Addr { return netip.MustParseAddr("20.255.255.53") }
 
 func markAddress() netip.Addr { return netip.MustParseAddr("20.255.255.254") }
 

@@ -189,8 +189,18 @@ func compile(t testing.TB, spec egress.Spec) *egress.Policy {
 	return p
 }
 
-// change puts the network under another policy.
+// change puts the network under another policy. Connections that have said all
+// and are just being closed may be recorded as ended by it; that is forgotten.
 func (s *stand) change(t testing.TB, spec egress.Spec) {
+	t.Helper()
+	s.replace(t, spec)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.decisions = slices.DeleteFunc(s.decisions, func(r egress.Record) bool { return r.Reason == egress.ReasonPolicyChanged })
+}
+
+// replace is change for cases about what it does to connections.
+func (s *stand) replace(t testing.TB, spec egress.Spec) {
 	t.Helper()
 	if err := s.gw.Update(context.Background(), s.id, compile(t, spec)); err != nil {
 		t.Fatal(err)

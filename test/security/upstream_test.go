@@ -15,6 +15,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -175,6 +176,7 @@ func (s *stand) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Upstream", "yes")
 	switch {
 	case r.URL.Path == "/echo":
+		w.Header().Set("Content-Length", fmt.Sprint(len(body)))
 		_, _ = w.Write(body)
 	case r.URL.Path == "/headers":
 		_ = r.Header.Write(w)
@@ -211,4 +213,19 @@ func serveBanner(s *stand, c net.Conn) {
 	_, _ = io.Copy(c, io.TeeReader(c, &got))
 	_ = c.(*net.TCPConn).CloseWrite()
 	s.saw("banner %d %q", addrPort(c.LocalAddr()).Port(), got.String())
+}
+
+// netConn is what upstreams serve.
+type netConn = net.Conn
+
+// sendFrom sends one datagram from an address of the internet. The calling
+// thread is in its namespace.
+func sendFrom(from, to netip.AddrPort) error {
+	c, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(from), net.UDPAddrFromAddrPort(to))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = c.Write([]byte("from another peer"))
+	return err
 }

@@ -249,7 +249,11 @@ func (s *stand) saw(format string, args ...any) {
 func (s *stand) sniffed(kind string, at netip.AddrPort) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if what := kind + " " + s.label(at.Addr()) + fmt.Sprintf(":%d", at.Port()); !slices.Contains(s.packets, what) {
+	what := kind + " " + at.String()
+	if l := s.label(at.Addr()); l != at.Addr().String() {
+		what = fmt.Sprintf("%s %s:%d", kind, l, at.Port())
+	}
+	if !slices.Contains(s.packets, what) {
 		s.packets = append(s.packets, what)
 	}
 }
@@ -274,6 +278,9 @@ func (s *stand) decided(r egress.Record) {
 	defer s.mu.Unlock()
 	s.generated++
 	s.decisions = append(s.decisions, r)
+	if r.Host == "boom.example.com" && r.Protocol != "dns" {
+		panic("boom") // for the case about panics
+	}
 }
 
 // describe puts a decision in one line, as the cases expect it.

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -200,11 +201,25 @@ func (q *request) finish() {
 	c.countedUp, c.countedDown = up, down
 }
 
+// broken ends a connection whose request was not handled to its end. net/http
+// would keep a panic to itself: its log may quote what a client sent.
+func (s *slot) broken(f *flow) {
+	p := recover()
+	if p == nil {
+		return
+	}
+	if p != http.ErrAbortHandler { // that one means an upstream that broke off
+		s.gateway.log.Error("panic while handling a request", "session", f.st.id, "panic", p, "stack", string(debug.Stack()))
+	}
+	panic(http.ErrAbortHandler)
+}
+
 // handleHTTP decides on one request and passes it on or refuses it.
 func (s *slot) handleHTTP(w http.ResponseWriter, r *http.Request) {
 	c := r.Context().Value(gateKey{}).(*gateConn)
 	f := c.flow
 	c.requests.Add(1)
+	defer s.broken(f)
 	reason, rule, claimed := f.decideRequest(r)
 	q := &request{conn: c, writer: w, record: Record{
 		Time: time.Now().UTC(), Host: f.host.name, Protocol: "http", Rule: rule, ClaimedHost: claimed,

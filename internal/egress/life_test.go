@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -13,6 +14,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -495,7 +497,14 @@ func TestCheck(t *testing.T) {
 func TestE218Panic(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, "ok.example.com", "boom.example.com")
+	var panics atomic.Int64
 	g := w.gateway(func(c *Config) {
+		c.Logger = slog.New(slog.NewTextHandler(io.Discard, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			if a.Key == "panic" {
+				panics.Add(1)
+			}
+			return a
+		}}))
 		c.OnDecision = func(r Record) {
 			if r.Host == "boom.example.com" || r.ClaimedHost == "boom.example.com" {
 				panic("boom")
@@ -514,6 +523,9 @@ func TestE218Panic(t *testing.T) {
 		if code, _, _, err := b.get("http://ok.example.com/"); err != nil || code != 200 {
 			t.Errorf("afterwards: %d %v", code, err)
 		}
+	}
+	if n := panics.Load(); n != 3 {
+		t.Errorf("%d panics in the log, want 3", n)
 	}
 }
 

@@ -16,7 +16,7 @@ RACE        := ./api/... ./internal/control/... ./internal/egress/... ./internal
 .PHONY: help
 help: ## print this help
 	@echo "Atoll $(VERSION). Usage: make TARGET"; echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo; echo "Variables: FUZZTIME=$(FUZZTIME), TEST_FLAGS (for go test), VERSION"
 
 .PHONY: setup
@@ -48,6 +48,10 @@ test: root setup build ## every test: real sandboxes, real installs, official SD
 .PHONY: check
 check: lint ## the quick loop: lint and the short tests, as any user
 	CGO_ENABLED=0 go test -short -timeout 5m $(TEST_FLAGS) ./...
+
+.PHONY: security-table
+security-table: root generate ## run the network test matrix and write its results into docs/security.md (root)
+	CGO_ENABLED=0 go test -count=1 -timeout 20m ./test/security -update
 
 .PHONY: race
 race: generate ## the tests under the race detector, where that is possible (root)

@@ -411,14 +411,21 @@ func TestQuestionFlood(t *testing.T) {
 			if r.Counts["answered"] > allowed || r.Counts["answered"] == 0 || r.Counts["sent"] < 2*r.Counts["answered"] {
 				c.Errorf("%v, want at most %d answers: one second's burst and 500 a second", r.Counts, allowed)
 			}
-			c.unowned("http")
+			c.unowned("http", "dns")
+			s.mu.Lock()
+			for _, d := range s.decisions {
+				if d.Protocol == "dns" && s.describe(d) != "dns rate_limit" {
+					c.Errorf("decision %s", s.describe(d))
+				}
+			}
+			s.mu.Unlock()
 			c.asked("ok.example.com")
 			want := []string{}
 			for range served {
 				want = append(want, "GET http ok.example.com/ 0")
 			}
 			c.upstream(want...)
-			c.note("rate limit")
+			c.note("rate_limit")
 		})
 	})
 }

@@ -13,6 +13,7 @@
 package security
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -58,7 +59,8 @@ func TestMain(m *testing.M) {
 	code, err := 0, error(nil)
 	switch {
 	case os.Getenv(innerVariable) != "":
-		if err = beHost(); err == nil {
+		// Cases wait more than they work.
+		if err = errors.Join(flag.Set("test.parallel", "8"), beHost()); err == nil {
 			code = m.Run()
 			err = conclude(code == 0)
 		}

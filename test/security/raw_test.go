@@ -207,7 +207,7 @@ func (c *attempt) unreachableService(address string) {
 func rawGateway(t *testing.T, s *stand) {
 	s.try(t, "E012", func(c *attempt) {
 		addresses := []string{}
-		step := pick(32, 1)
+		step := pick(64, 1)
 		for port := 1; port <= 65535; port++ {
 			if port != 53 && (port%step == 0 || port < 1024 || port == 15001) {
 				addresses = append(addresses, at("169.254.100.1", port))

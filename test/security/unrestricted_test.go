@@ -19,7 +19,7 @@ func TestRelayLimits(t *testing.T) {
 	t.Parallel()
 	everywhere(t, "U", egress.Spec{Mode: egress.ModeUnrestricted}, func(c *egress.Config) {
 		quick(c)
-		c.Limits.UDPIdle, c.Limits.UDPUnanswered, c.Limits.UDPRate = time.Second, time.Second, 20_000
+		c.Limits.UDPFlows, c.Limits.UDPIdle, c.Limits.UDPUnanswered, c.Limits.UDPRate = pick(16, 256), time.Second, 3*time.Second, 20_000
 	}, func(t *testing.T, s *stand) {
 		s.try(t, "E251", func(c *attempt) {
 			ctx, cancel := context.WithCancel(context.Background())
@@ -34,12 +34,12 @@ func TestRelayLimits(t *testing.T) {
 				}
 			}
 			addresses := []string{}
-			for port := range 300 {
+			for port := range s.config.Limits.UDPFlows + 44 {
 				addresses = append(addresses, at(s.raw.String(), 20000+port))
 			}
-			c.do(wire.Request{Op: "many", Network: "udp4", Addresses: addresses, Parallel: 300, Data: []byte("x"), WaitMS: 300})
+			c.do(wire.Request{Op: "many", Network: "udp4", Addresses: addresses, Parallel: len(addresses), Data: []byte("x"), WaitMS: 300})
 			eventually(c, "connection_limit", func() bool { return s.reasons()["connection_limit"] > 0 })
-			if n := s.reasons()["ok"]; n > 256+4 {
+			if n := s.reasons()["ok"]; n > s.config.Limits.UDPFlows+4 { // four came before
 				c.Errorf("%d flows", n)
 			}
 			// Flows end when they are idle, and there is room again.

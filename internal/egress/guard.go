@@ -217,8 +217,26 @@ func (g *guard) control(host Host) func(context.Context, string, string, syscall
 		if err != nil {
 			return &DialError{ReasonAddressNotPublic, err}
 		}
-		return g.check(host, at.Addr(), at.Port())
+		if err := g.check(host, at.Addr(), at.Port()); err != nil {
+			return err
+		}
+		return g.checkNow(host, at.Addr(), at.Port())
 	}
+}
+
+// checkNow refuses an address that the host has got since it was last heard of.
+func (g *guard) checkNow(host Host, addr netip.Addr, port uint16) error {
+	if !host.IsZero() && g.rules.Load().exempts(host, addr.Unmap(), port) {
+		return nil
+	}
+	own, err := g.host.addresses()
+	if err == nil && !own.public(addr) {
+		err = fmt.Errorf("%s is not a public address", addr)
+	}
+	if err != nil {
+		return &DialError{ReasonAddressNotPublic, err}
+	}
+	return nil
 }
 
 func (g *guard) dialOne(ctx context.Context, host Host, addr netip.Addr, port uint16, timeout time.Duration) (*net.TCPConn, error) {

@@ -310,3 +310,30 @@ func TestExemptionRefused(t *testing.T) {
 		}
 	}
 }
+
+// E181: an address of the host is refused at connect before the host was heard
+// to have it.
+func TestE181Unheard(t *testing.T) {
+	t.Parallel()
+	g := testGuard(t, &fakeResolver{hosts: map[string][]string{}}, nil)
+	own, err := g.host.addresses()
+	if err != nil || !own.contains(netip.MustParseAddr("127.0.0.1")) {
+		t.Fatalf("%v %v", own, err)
+	}
+	g.host.mu.Lock()
+	g.host.nets, g.host.read = ranges{}, time.Now().Add(time.Hour)
+	g.host.mu.Unlock()
+	r := *g.rules.Load()
+	r.refused = nil // so that only the host's own addresses count
+	g.rules.Store(&r)
+	if err := g.check(Host{}, netip.MustParseAddr("127.0.0.1"), 80); err != nil {
+		t.Fatalf("the set is not stale: %v", err)
+	}
+	err = g.control(Host{})(context.Background(), "tcp4", "127.0.0.1:80", nil)
+	if dialReason(err) != ReasonAddressNotPublic {
+		t.Errorf("at connect: %v", err)
+	}
+	if err := g.control(Host{})(context.Background(), "tcp4", "203.0.113.200:80", nil); err != nil {
+		t.Errorf("a public address: %v", err)
+	}
+}

@@ -305,6 +305,7 @@ func odd(c *attempt) {
 		if r := c.do(wire.Request{Op: "get", URL: "http://" + text + ":8400/"}); r.Error == "" {
 			c.Errorf("%s in a URL: status %d", text, r.Status)
 		}
+		s.drop("tcp") // of a name below the host's own domain, which some resolvers try
 		if s.mode == "U" {
 			delete(c.quiet, "dns")
 			s.drop("dns")

@@ -36,6 +36,15 @@ func (s *stand) try(t *testing.T, number string, f func(c *attempt)) {
 		if t.Failed() {
 			return
 		}
+		defer func() {
+			if t.Failed() {
+				for text := range strings.Lines(s.log.String()) {
+					if strings.Contains(text, "not connected") || strings.Contains(text, "panic") {
+						t.Log(text)
+					}
+				}
+			}
+		}()
 		f(c)
 		c.finish("and no case expected it")
 	})

@@ -71,7 +71,7 @@ func cell(l line, place string, all []result) string {
 	slices.Sort(modes)
 	modes = slices.Compact(modes)
 	out := "held"
-	if l.mode == "A" {
+	if l.mode == "A" && place != inUnit {
 		out += " in " + strings.Join(modes, ", ")
 	}
 	slices.Sort(notes)

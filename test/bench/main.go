@@ -3,6 +3,10 @@
 // server on a throwaway data directory, runsc built from the pinned module. A
 // peer that is not installed is named as not measured, never left out.
 //
+// Its egress part compares the gateway with the same path without it, and one
+// sandbox beside a flooding one with the same at rest; docs/operations.md has
+// its figures.
+//
 // The clock is on the client's side; fsync is on; the page cache is warm. A
 // failed run counts as a failure and is printed.
 package main

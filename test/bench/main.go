@@ -83,7 +83,9 @@ func main() {
 }
 
 // parts are what there is to measure, in order.
-func parts() []string { return []string{"starts", "execs", "wakes", "builds", "api", "egress"} }
+func parts() []string {
+	return []string{"starts", "execs", "wakes", "builds", "api", "agents", "egress"}
+}
 
 func run(quick bool, only, out string) (err error) {
 	if os.Getuid() != 0 {
@@ -103,7 +105,7 @@ func run(quick bool, only, out string) (err error) {
 		n = 8
 	}
 	b := &bench{dir: dir, n: n, quick: quick, upstreamAt: loopback()}
-	steps := map[string]func() ([]group, error){"starts": b.starts, "execs": b.execs, "wakes": b.wakes, "builds": b.builds, "api": b.api, "egress": b.egress}
+	steps := map[string]func() ([]group, error){"starts": b.starts, "execs": b.execs, "wakes": b.wakes, "builds": b.builds, "api": b.api, "agents": b.agents, "egress": b.egress}
 	for _, name := range wanted {
 		if steps[name] == nil {
 			return fmt.Errorf("no part is called %q; there are %s", name, strings.Join(parts(), ", "))

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/atoll-run/atoll/internal/agent/modeltest"
+	"github.com/atoll-run/atoll/internal/httpapi/wiretest"
 )
 
 const modelKey = "sk-model-e2e-9876543210"
@@ -117,7 +118,22 @@ func (s *server) idle(session string, n int, limit time.Duration) []event {
 		log, ok = s.events(session)
 		return ok && count(log, "session.status_idle") >= n
 	})
+	s.validate(session)
 	return log
+}
+
+// validate holds every event of a session's log to the official document.
+func (s *server) validate(session string) {
+	s.t.Helper()
+	path := "/v1/sessions/" + session + "/events"
+	var body string
+	if code := s.try("GET", path+"?limit=1000", nil, &body); code != 200 {
+		s.t.Errorf("listing events: %d", code)
+		return
+	}
+	if err := wiretest.Load(s.t).CheckReply("GET", path, 200, []byte(body)); err != nil {
+		s.t.Errorf("an event does not fit the OpenAPI document: %v", err)
+	}
 }
 
 func count(log []event, kind string) (n int) {

@@ -91,6 +91,10 @@ func TestPackages(t *testing.T) {
 	if b.Status != "ready" || len(b.Layers) != 3 || !b.Layers[0].Hit || !b.Layers[1].Hit || b.Layers[2].Hit {
 		t.Errorf("an environment that differs in pip only must reuse apt and npm: %+v", b)
 	}
+	s.try("GET", "/atoll/v1/environments/"+other+"/build/log", nil, &log)
+	if !strings.Contains(log, "downloads of earlier builds are at hand") || strings.Contains(log, "Downloading six-1.16.0") {
+		t.Errorf("the changed list downloaded again what the first one had:\n%s", log)
+	}
 	same := s.environment(object{"packages": packages})
 	if b = s.built(same); b.Status != "ready" || b.CacheHits != 3 {
 		t.Errorf("the same list again must install nothing: %+v", b)

@@ -43,7 +43,7 @@ var house = map[string]struct{ imports, tests []string }{
 	// modeltest is a scripted model; it is given from outside, so it knows nothing of this module.
 	"internal/agent/modeltest": {},
 	// toolset runs tool calls; it knows nothing of sessions' records or of who may do what.
-	"internal/agent/toolset": {imports: []string{"api", "internal/sandbox", "internal/egress"}, tests: []string{"internal/sandbox/gvisor", "internal/sandbox/sandboxtest"}},
+	"internal/agent/toolset": {imports: []string{"api", "internal/sandbox", "internal/egress"}},
 	"cmd/atoll":              {imports: anything, tests: anything},
 	"test/e2e":               {tests: anything},
 	// clients brings official clients of other languages to the tests.

@@ -5,9 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"time"
-	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -21,10 +19,6 @@ var _ sandbox.Tools = (*Engine)(nil)
 // does not end as it should: something in there may have killed it. The same
 // request again is the same call.
 const toolTries = 3
-
-// maxToolReply is the longest reply that is read: text whose every byte is
-// escaped, and what is around it.
-const maxToolReply = 6*sandbox.MaxToolText + 64<<10
 
 // RunTool runs a call exactly once.
 func (e *Engine) RunTool(ctx context.Context, id string, call sandbox.ToolCall) (sandbox.ToolResult, error) {
@@ -73,7 +67,7 @@ func (e *Engine) askTools(ctx context.Context, id string, req wire.ToolRequest) 
 }
 
 func (e *Engine) askOnce(ctx context.Context, id string, message []byte) (wire.ToolReply, error) {
-	answer := &bounded{max: maxToolReply + 4}
+	answer := &bounded{max: wire.MaxToolReply(sandbox.MaxToolText)}
 	process, err := e.guestCommand(ctx, id, []string{"call"}, bytes.NewReader(message), answer)
 	if err != nil {
 		return wire.ToolReply{}, err
@@ -85,33 +79,12 @@ func (e *Engine) askOnce(ctx context.Context, id string, message []byte) (wire.T
 		_ = process.Signal(kill, int(unix.SIGKILL)) // the client; the call goes on
 		return wire.ToolReply{}, err
 	}
-	reply, err := readToolReply(answer.data)
+	reply, err := wire.ReadToolReply(answer.data, sandbox.MaxToolText)
 	if err != nil {
 		if gone := e.gone(id); gone != nil {
 			return reply, gone
 		}
 		return reply, fmt.Errorf("%w (exit status %d): %w", sandbox.ErrBadReply, exit.Code, err)
-	}
-	return reply, nil
-}
-
-// readToolReply reads what a sandbox sent as a reply.
-func readToolReply(data []byte) (wire.ToolReply, error) {
-	var reply wire.ToolReply
-	in := bytes.NewReader(data)
-	if err := wire.ReadMessage(in, maxToolReply, &reply); err != nil {
-		if errors.Is(err, io.EOF) {
-			err = errors.New("no reply")
-		}
-		return wire.ToolReply{}, err
-	}
-	switch {
-	case in.Len() > 0:
-		return wire.ToolReply{}, errors.New("more than one reply")
-	case reply.Failure != "":
-		return wire.ToolReply{}, fmt.Errorf("%.500q", reply.Failure)
-	case len(reply.Text) > sandbox.MaxToolText || !utf8.ValidString(reply.Text):
-		return wire.ToolReply{}, errors.New("text too long or not UTF-8")
 	}
 	return reply, nil
 }

@@ -1,11 +1,13 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"unicode/utf8"
 )
 
 // MaxMessage is the longest ToolRequest or ToolReply in bytes of JSON. Escaped
@@ -82,9 +84,39 @@ func ReadMessage(r io.Reader, max int, v any) error {
 	if n > uint32(max) {
 		return errors.New("message too long")
 	}
-	text := make([]byte, n)
-	if _, err := io.ReadFull(r, text); err != nil {
+	// The length is only a claim: no room is made for what does not come.
+	text, err := io.ReadAll(io.LimitReader(r, int64(n)))
+	if err != nil {
+		return err
+	}
+	if len(text) < int(n) {
 		return io.ErrUnexpectedEOF
 	}
 	return json.Unmarshal(text, v)
+}
+
+// MaxToolReply is how long a ToolReply with maxText bytes of text may be, every
+// byte escaped and its length in front.
+func MaxToolReply(maxText int) int { return 4 + 6*maxText + 64<<10 }
+
+// ReadToolReply reads all that a sandbox sent as its one reply. A reply that
+// reports a failure is an error.
+func ReadToolReply(data []byte, maxText int) (ToolReply, error) {
+	var reply ToolReply
+	in := bytes.NewReader(data)
+	if err := ReadMessage(in, MaxToolReply(maxText)-4, &reply); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = errors.New("no reply")
+		}
+		return ToolReply{}, err
+	}
+	switch {
+	case in.Len() > 0:
+		return ToolReply{}, errors.New("more than one reply")
+	case reply.Failure != "":
+		return ToolReply{}, fmt.Errorf("%.500q", reply.Failure)
+	case len(reply.Text) > maxText || !utf8.ValidString(reply.Text):
+		return ToolReply{}, errors.New("text too long or not UTF-8")
+	}
+	return reply, nil
 }

@@ -83,16 +83,16 @@ func (s *Sandboxes) RegistriesChanged(ctx context.Context) (changed int, err err
 
 // repolicy compiles one session's policy again and installs it if it differs.
 func (s *Sandboxes) repolicy(ctx context.Context, rec SessionRecord) (bool, error) {
+	env, err := SessionConfig(rec)
+	if err != nil || !env.Networking.AllowPackageManagers {
+		return false, err // its policy has no registries
+	}
 	meta, spec, err := s.network.Describe(rec.ID)
 	if err != nil {
 		return false, err
 	}
-	env, err := SessionConfig(rec)
-	if err != nil {
-		return false, err
-	}
 	registries, ok := s.builds.registries(meta.Base)
-	if !ok && env.Networking.AllowPackageManagers {
+	if !ok {
 		return false, fmt.Errorf("the template version %q is gone", meta.Base)
 	}
 	policy, err := egress.Compile(sessionPolicy(env, registries))

@@ -273,7 +273,7 @@ func (g *Gateway) clientState(c Client) (*state, error) {
 		if err != nil {
 			return nil, fmt.Errorf("network %s stays closed: %w", c.ID, err)
 		}
-		st.meta, st.policy, st.generation = kept.meta, kept.policy, kept.generation
+		st.meta, st.policy, st.generation, st.journal = kept.meta, kept.policy, kept.generation, g.recall(home)
 	case !errors.Is(err, ErrNotFound):
 		return nil, err
 	case c.Policy == nil:

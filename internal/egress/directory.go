@@ -16,6 +16,7 @@ import (
 //	ID/runtime, ID/gateway   mounts that hold the two namespaces
 //	ID/network.json          on whose behalf, and the policy
 //	ID/names                 the table of synthetic addresses
+//	ID/records               decisions, while the network is not served
 //
 // It is a mount of its own with private propagation, so that the mounts in it
 // show in no other mount namespace of the machine.

@@ -207,7 +207,7 @@ func (g *Gateway) Open(ctx context.Context, id string, meta Meta, p *Policy) (ne
 	if err != nil {
 		return "", err
 	}
-	g.inherit(st)
+	g.inherit(home, st)
 	if err := sp.slot.install(st); err != nil {
 		return "", err
 	}
@@ -251,6 +251,7 @@ func (g *Gateway) reopen(home home) (*slot, error) {
 	if err != nil {
 		return nil, err
 	}
+	g.inherit(home, st)
 	p, err := home.namespaces()
 	if err != nil {
 		st.names.close()
@@ -327,7 +328,7 @@ func (g *Gateway) updateIdle(home home, p *Policy) error {
 	if err != nil {
 		return err
 	}
-	g.inherit(next)
+	g.inherit(home, next)
 	next.policy, next.generation = p, next.generation+1
 	if err := home.save(next); err != nil {
 		return err
@@ -390,15 +391,19 @@ func (g *Gateway) Close(ctx context.Context, id string) error {
 // of an earlier server and half-made ones too, in order.
 func (g *Gateway) List(context.Context) ([]string, error) { return g.dir.list() }
 
-// Records returns the decisions about a network, newest first. They are kept in
-// memory: the last 1,000 and, apart from those, the last 500 refusals since this
-// process opened or reopened it.
+// Records returns the decisions about a network, newest first: the last 1,000
+// and, apart from those, the last 500 refusals. Those of a network that is
+// suspended, or whose server was shut down, are kept; a crash loses those since
+// the network was opened, resumed or reopened.
 func (g *Gateway) Records(id string, f Filter) ([]Record, error) {
-	st := g.current(id)
-	if st == nil {
-		return nil, fmt.Errorf("network %s: %w", id, ErrNotFound)
+	if st := g.current(id); st != nil {
+		return st.journal.list(f), nil
 	}
-	return st.journal.list(f), nil
+	home, err := g.dir.open(id)
+	if err != nil {
+		return nil, err
+	}
+	return g.recall(home).list(f), nil
 }
 
 // Shutdown closes all connections and stops serving. Claimed networks stay,
@@ -412,7 +417,8 @@ func (g *Gateway) Shutdown(context.Context) error {
 	}
 	g.closed = true
 	slots := g.slots
-	g.slots = map[string]*slot{}
+	idle := g.idle
+	g.slots, g.idle = map[string]*slot{}, map[string]*state{}
 	clients := slices.Collect(maps.Keys(g.clients))
 	g.mu.Unlock()
 	for _, id := range clients {
@@ -432,10 +438,20 @@ func (g *Gateway) Shutdown(context.Context) error {
 		break
 	}
 	var ending sync.WaitGroup
-	for _, s := range slots {
-		ending.Go(s.close)
+	for id, s := range slots {
+		ending.Go(func() {
+			s.close()
+			if home, err := g.dir.open(id); err == nil {
+				g.settle(home, s.state.Load().journal)
+			}
+		})
 	}
 	ending.Wait()
+	for id, st := range idle {
+		if home, err := g.dir.open(id); err == nil {
+			g.settle(home, st.journal)
+		}
+	}
 	g.host.close()
 	return g.dir.release()
 }

@@ -23,9 +23,14 @@ func (g *Gateway) Suspend(ctx context.Context, id string) error {
 	}
 	if s := g.live(id); s != nil {
 		s.close()
+		g.settle(home, s.state.Load().journal)
 		g.mu.Lock()
 		delete(g.slots, id)
-		g.idle[id] = s.state.Load().asleep()
+		if len(g.clients[id]) > 0 { // their records are still to be completed
+			asleep := *s.state.Load()
+			asleep.names = nil
+			g.idle[id] = &asleep
+		}
 		g.mu.Unlock()
 	}
 	return stepError("releasing network namespaces", home.release())
@@ -70,7 +75,7 @@ func (g *Gateway) resume(home home) (*slot, error) {
 	if err != nil {
 		return nil, err
 	}
-	g.inherit(st)
+	g.inherit(home, st)
 	sp, err := g.take()
 	if err != nil {
 		st.names.close()
@@ -89,21 +94,16 @@ func (g *Gateway) resume(home home) (*slot, error) {
 	return sp.slot, nil
 }
 
-// asleep is the state without what only a slot needs.
-func (st *state) asleep() *state {
-	next := *st
-	next.names = nil
-	return &next
-}
-
-// inherit gives a state the records that were made about its network before it
-// had a slot.
-func (g *Gateway) inherit(st *state) {
+// inherit gives a state the records that were made about its network before.
+func (g *Gateway) inherit(home home, st *state) {
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	if old := g.idle[st.id]; old != nil {
+	old := g.idle[st.id]
+	g.mu.Unlock()
+	if old != nil {
 		st.journal = old.journal
+		return
 	}
+	st.journal = g.recall(home)
 }
 
 // current is the state of a network of this process, served or idle, or nil.

@@ -78,6 +78,9 @@ func TestE225Suspend(t *testing.T) {
 	if got := b.resolve("b.wild.example.com"); got != late {
 		t.Errorf("after a restart: %s, was %s", got, late)
 	}
+	if rs, err := b.g.Records("h", Filter{}); err != nil || len(rs) < 3 || rs[len(rs)-1].Host != "ok.example.com" || rs[0].Reason != ReasonNameNotAllowed {
+		t.Errorf("records after a restart: %+v %v", rs, err)
+	}
 	if ids, err := b.g.List(ctx); err != nil || len(ids) != 1 {
 		t.Errorf("%q %v", ids, err)
 	}

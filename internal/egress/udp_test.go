@@ -146,6 +146,42 @@ func TestUDPRelay(t *testing.T) {
 	}
 }
 
+// A network that is reopened by the next server relays again, and keeps its
+// records if the first one was shut down.
+func TestUDPAfterRestart(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	port, _ := w.echo()
+	w.know("udp.example.com", port)
+	dir := t.TempDir()
+	first := w.gateway(func(c *Config) { c.Dir = dir })
+	b := w.open(first, "u", Spec{Mode: ModeUnrestricted})
+	c, err := b.dial("udp", fmt.Sprintf("%s:%d", b.resolve("udp.example.com"), port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := exchange(c, []byte("before")); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Shutdown(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if err := exchange(c, []byte("nobody")); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("without a server: %v", err)
+	}
+	b.g = w.gateway(func(c *Config) { c.Dir = dir })
+	if _, err := b.g.Reopen(context.Background(), "u"); err != nil {
+		t.Fatal(err)
+	}
+	if err := exchange(c, []byte("after")); err != nil {
+		t.Errorf("after the restart: %v", err)
+	}
+	rs, err := b.g.Records("u", Filter{Verdict: string(VerdictAllowed)})
+	if err != nil || len(rs) != 2 || rs[1].BytesUp != 6 || rs[1].BytesDown != 6 || rs[0].ID <= rs[1].ID {
+		t.Errorf("records %+v %v", rs, err)
+	}
+}
+
 // E022: under limited, UDP is refused at once, and that is recorded.
 func TestE022Refused(t *testing.T) {
 	t.Parallel()

@@ -189,6 +189,11 @@ func TestWitness(t *testing.T) {
 	if len(w.files) != 1 || w.files["a.whl"] == nil || !w.code || len(w.installed) != 1 || !w.installed[0].fresh {
 		t.Errorf("got %+v", w)
 	}
+	var npm witness
+	npm.hear([]byte(`{"installed":[{"name":"b","version":"1"},{"name":"a","version":"2"},{"name":"b","version":"1","top":true}]}`))
+	if n := npm.installed; len(n) != 3 || n[0].Name != "a" || !n[1].top || n[2].top {
+		t.Errorf("the listing's order is %+v", n)
+	}
 	var late witness
 	late.hear([]byte(`{"code":true}` + "\n" + `{"files":{"b.whl":["https://pip.example.com/b.whl","` + digestOfText("b") + `"]}}`))
 	if late.files != nil {
@@ -199,4 +204,27 @@ func TestWitness(t *testing.T) {
 	if got := pipWanted(&w, nil); len(got) != 0 {
 		t.Errorf("got %+v", got)
 	}
+}
+
+// What a manager tells comes out of a sandbox: it names files of the scratch
+// space or nothing.
+func FuzzWitness(f *testing.F) {
+	f.Add([]byte(`{"files":{"a.whl":["https://pip.example.com/a.whl","` + digestOfText("a") + `"],"a.gem":["/var/lib/gems/cache/a.gem","` + digestOfText("a") + `"]}}`))
+	f.Add([]byte(digestOfText("c") + "  /tmp/../c.deb\n" + `{"code":true}`))
+	f.Add([]byte("name = \"../a\"\nversion = \"1\"\nchecksum = \"" + digestOfText("a") + "\"\n"))
+	f.Add([]byte("'http://a.example.com/x' ../x.deb 1 SHA256:" + digestOfText("a")))
+	f.Fuzz(func(t *testing.T, told []byte) {
+		var w witness
+		w.hear(told)
+		all := []witness{w, {files: lockFiles(told)}, {files: aptURIs(told)}}
+		for _, w := range all {
+			for _, find := range []func(*witness, *os.Root) []wanted{pipWanted, aptWanted, gemWanted} {
+				for _, got := range find(&w, nil) {
+					if !strings.HasPrefix(filepath.Clean(got.path), scratchPath()+"/") || got.content == nil && (!filepath.IsLocal(got.from) || !layerKey.MatchString(got.sha256)) {
+						t.Fatalf("%q became %+v", told, got)
+					}
+				}
+			}
+		}
+	})
 }

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -68,6 +69,16 @@ func (w *witness) hear(told []byte) {
 			w.installed = append(w.installed, one)
 		}
 	}
+	// Directories have no order; what was listed stands before what came with it.
+	slices.SortFunc(w.installed, func(a, b installed) int {
+		if a.id() == b.id() && a.top != b.top {
+			if a.top {
+				return -1
+			}
+			return 1
+		}
+		return strings.Compare(a.id(), b.id())
+	})
 }
 
 // plainName reports whether a name out of a sandbox is one file's, and nothing else.

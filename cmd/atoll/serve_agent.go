@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"slices"
 	"time"
 
+	"github.com/atoll-run/atoll/api"
 	"github.com/atoll-run/atoll/internal/agent"
 	"github.com/atoll-run/atoll/internal/agent/toolset"
 	"github.com/atoll-run/atoll/internal/control"
@@ -46,11 +48,28 @@ func (w *wiring) openTools(set *toolset.Toolset, rec control.SessionRecord) (age
 		meta.Source = source
 		return w.network.Dialer(egress.Client{ID: rec.ID, Source: source, Meta: meta, Policy: reach.Session})
 	}
-	return set.Open(toolset.SessionConfig{
+	session := set.Open(toolset.SessionConfig{
 		ID: rec.ID, Box: sessionBox{w.sandboxes, control.Caller{Workspace: rec.Workspace, Kind: control.KeyAPI}, rec.ID},
 		Tools: a.Tools, MCPServers: a.MCPServers, Web: reach.Web,
 		DialWeb: dial(egress.SourceWebTool), DialMCP: dial(egress.SourceMCP),
-	}), nil
+	})
+	if !slices.ContainsFunc(a.Tools, func(tool api.Tool) bool { return tool.Toolset != nil && tool.Toolset.Type == api.ToolsetAgent }) {
+		return session, nil
+	}
+	return awake{session, w.sandboxes.Hold(rec)}, nil
+}
+
+// awake are tools that work in a sandbox: it wakes while the model still thinks
+// about its first step, and stays awake for the turn.
+type awake struct {
+	*toolset.Session
+	release func()
+}
+
+// Close implements agent.Tools.
+func (a awake) Close() error {
+	defer a.release()
+	return a.Session.Close()
 }
 
 // sessionBox is one session's sandbox as its tools see it.

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/atoll-run/atoll/internal/agent/modeltest"
 )
 
 // counterProgram counts in memory and writes each number to a file: what is lost
@@ -249,5 +251,43 @@ func TestDeadSandboxKeepsItsFiles(t *testing.T) {
 	s.start()
 	if got := s.must(id, "cat /workspace/mine"); got != "0\n1" {
 		t.Errorf("files after a restart: %q", got)
+	}
+}
+
+// TestAgentHibernates has an agent's own shell go on after hibernation, and the
+// agent's log say that a sandbox died.
+func TestAgentHibernates(t *testing.T) {
+	s, _ := newAgentServer(t, "sessions: {hibernate_after: 1s}\n")
+	session := s.session(s.toolAgent("always_allow"), s.environment(object{"base_template": "slim"}))
+	turns := 0
+	say := func(command, want string) {
+		t.Helper()
+		turns++
+		s.say(session, modeltest.Script{{Tools: []modeltest.ToolUse{bash(command)}}, {Text: "{{result}}"}}.Message())
+		log := s.idle(session, turns, 2*time.Minute)
+		answer := ""
+		for _, e := range log {
+			if e.Type == "agent.message" {
+				answer = e.text()
+			}
+		}
+		if !strings.Contains(answer, want) {
+			t.Errorf("%s: the answer is %q, want %q in it", command, answer, want)
+		}
+	}
+	say("cd /usr/lib; KEPT=variable; echo begun", "begun")
+	for range 2 {
+		s.allHibernate(1)
+		say(`echo "$KEPT in $PWD"`, "variable in /usr/lib")
+	}
+	s.must(session, "echo mine > /workspace/mine")
+	for _, pid := range processIDs(s.Data, "runsc-sandbox") {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	say(`cat /workspace/mine; echo "now $KEPT in $PWD"`, "mine\nnow  in /workspace")
+	if log, _ := s.events(session); count(log, "session.error") != 1 {
+		t.Errorf("%d session.error events, want one that tells of the sandbox: %v", count(log, "session.error"), kinds(log))
 	}
 }

@@ -41,6 +41,9 @@ type ToolCall struct {
 	Spill string
 	// Timeout of a tool that brings none of its own. Zero means two minutes.
 	Timeout time.Duration
+	// Patience is how long RunTool waits for the call's end in a sandbox that
+	// runs; then ErrBadReply. Zero means for ever.
+	Patience time.Duration
 }
 
 // ToolResult is what came of a call, in the words that the model is told.

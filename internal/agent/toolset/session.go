@@ -240,17 +240,15 @@ func (s *Session) inSandbox(ctx context.Context, call Call) (Result, error) {
 	if !json.Valid(call.Input) {
 		return textResult(true, "invalid %s input: not JSON", call.Name), nil
 	}
-	within, cancel := context.WithTimeout(ctx, timeLimit(call)+answerGrace)
-	defer cancel()
-	r, err := s.cfg.Box.RunTool(within, sandbox.ToolCall{
-		ID: call.ID, Name: call.Name, Input: call.Input, Roots: fileRoots, Spill: spillDir,
+	r, err := s.cfg.Box.RunTool(ctx, sandbox.ToolCall{
+		ID: call.ID, Name: call.Name, Input: call.Input, Roots: fileRoots, Spill: spillDir, Patience: timeLimit(call) + answerGrace,
 	})
 	switch {
 	case err == nil:
 		return textResult(r.IsError, "%s", r.Text), nil
 	case ctx.Err() != nil:
 		return Result{}, ctx.Err()
-	case within.Err() != nil, errors.Is(err, sandbox.ErrBadReply):
+	case errors.Is(err, sandbox.ErrBadReply):
 		// Something in the sandbox has stopped or broken the daemon.
 		s.toolset.log.WarnContext(ctx, "the tool daemon does not answer", "session_id", s.cfg.ID, "tool", call.Name, "error", err)
 		return textResult(true, "%s: the sandbox did not answer; what came of the call is unknown", call.Name), nil

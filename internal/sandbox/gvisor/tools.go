@@ -29,12 +29,22 @@ func (e *Engine) RunTool(ctx context.Context, id string, call sandbox.ToolCall) 
 	if len(call.Input) > sandbox.MaxToolInput {
 		return sandbox.ToolResult{}, fmt.Errorf("running a tool: an input of %d bytes is too long", len(call.Input))
 	}
-	reply, err := e.askTools(ctx, id, wire.ToolRequest{
+	within := ctx
+	if call.Patience > 0 {
+		var cancel context.CancelFunc
+		within, cancel = context.WithTimeout(ctx, call.Patience)
+		defer cancel()
+	}
+	reply, err := e.askTools(within, id, wire.ToolRequest{
 		Op: wire.OpRun, ID: call.ID, Name: call.Name, Input: call.Input,
 		Dir: b.meta.Dir, Env: environment(append([]string{"HOME=/root"}, b.meta.Env...), sandbox.Command{}),
 		Roots: call.Roots, Spill: call.Spill, TimeoutMS: call.Timeout.Milliseconds(),
 	})
-	if err != nil {
+	switch {
+	case err == nil:
+	case within.Err() != nil && ctx.Err() == nil:
+		return sandbox.ToolResult{}, fmt.Errorf("%w: none within %s", sandbox.ErrBadReply, call.Patience)
+	default:
 		return sandbox.ToolResult{}, err
 	}
 	return sandbox.ToolResult{Text: reply.Text, IsError: reply.IsError}, nil

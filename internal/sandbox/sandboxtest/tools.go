@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -226,6 +227,11 @@ func testToolOnce(t *testing.T, s *toolSuite) {
 	leave()
 	if got := <-first; !errors.Is(got.err, context.Canceled) {
 		t.Errorf("the first caller got %+v", got)
+	}
+	impatient := long
+	impatient.Patience = time.Second
+	if got := <-s.begin(t, testContext(t), id, impatient); !errors.Is(got.err, sandbox.ErrBadReply) {
+		t.Errorf("an impatient caller got %+v", got)
 	}
 	second, third := s.begin(t, testContext(t), id, long), s.begin(t, testContext(t), id, long)
 	s.sh(t, id, "touch /tmp/go")

@@ -35,6 +35,8 @@ var (
 // the same time.
 type Store struct {
 	dir string
+	// atStep, when a test sets it, is told each step of a commit as it is done.
+	atStep func(step string)
 
 	mu       sync.Mutex
 	families map[string]map[string]*Layer // family → key → layer, of everything in the store
@@ -213,6 +215,23 @@ func readHits(path string) int64 {
 	return n
 }
 
+// The steps of a commit, in order.
+const (
+	stepBegun    = "begun"
+	stepCopied   = "copied"
+	stepLog      = "log written"
+	stepManifest = "manifest written"
+	stepFlushed  = "file system synced"
+	stepRenamed  = "renamed"
+	stepSynced   = "directory synced"
+)
+
+func (s *Store) step(step string) {
+	if s.atStep != nil {
+		s.atStep(step)
+	}
+}
+
 // commit copies an upper directory into the store as the layer l, fills in its
 // digest, size and directory, and makes it durable. Until it returns the layer
 // does not exist; a crash leaves only scratch. Lower directories are those that
@@ -223,10 +242,12 @@ func (s *Store) commit(ctx context.Context, l *Layer, upper string, lower []stri
 		return fmt.Errorf("committing layer: %w", err)
 	}
 	defer os.RemoveAll(scratch)
+	s.step(stepBegun)
 	l.Digest, l.SizeBytes, l.Files, err = copyTree(ctx, upper, filepath.Join(scratch, "tree"), lower)
 	if err != nil {
 		return fmt.Errorf("committing layer: %w", err)
 	}
+	s.step(stepCopied)
 	if l.Files == 0 && len(l.Versions) > 0 {
 		return errors.New("committing layer: packages were installed but the upper directory has no files")
 	}
@@ -239,12 +260,15 @@ func (s *Store) commit(ctx context.Context, l *Layer, upper string, lower []stri
 	if err := os.WriteFile(filepath.Join(scratch, "log"), log, 0o600); err != nil {
 		return fmt.Errorf("committing layer: %w", err)
 	}
+	s.step(stepLog)
 	if err := os.WriteFile(filepath.Join(scratch, "manifest.json"), manifest, 0o600); err != nil {
 		return fmt.Errorf("committing layer: %w", err)
 	}
+	s.step(stepManifest)
 	if err := syncFileSystem(scratch); err != nil {
 		return fmt.Errorf("committing layer: %w", err)
 	}
+	s.step(stepFlushed)
 	target := filepath.Join(s.dir, l.Key)
 	if err := s.clearIncomplete(target); err != nil {
 		return fmt.Errorf("committing layer: %w", err)
@@ -252,9 +276,11 @@ func (s *Store) commit(ctx context.Context, l *Layer, upper string, lower []stri
 	if err := os.Rename(scratch, target); err != nil {
 		return fmt.Errorf("committing layer: %w", err)
 	}
+	s.step(stepRenamed)
 	if err := syncDir(s.dir); err != nil {
 		return fmt.Errorf("committing layer: %w", err)
 	}
+	s.step(stepSynced)
 	l.Dir = filepath.Join(target, "tree")
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -412,3 +412,43 @@ func TestReconcileBuildsWhatChanged(t *testing.T) {
 	}
 	r.ends(api.BuildReady, "new")
 }
+
+// A thousand environments with twenty lists among them have the layers of twenty.
+func TestManyEnvironmentsShareLayers(t *testing.T) {
+	r := buildRig(t)
+	var work sync.WaitGroup
+	for part := range 10 {
+		work.Go(func() {
+			for i := range 100 {
+				var req api.EnvironmentCreate
+				if err := api.Decode(fmt.Appendf(nil, `{"name":"e%d-%d","config":{"type":"cloud","packages":{"pip":["p%d"]}}}`, part, i, i%20), &req); err != nil {
+					t.Error(err)
+					return
+				}
+				if _, err := r.service.CreateEnvironment(t.Context(), r.caller, req); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	work.Wait()
+	r.until("the builds", func() bool { return r.builds.Counts()[api.BuildReady] >= 1000 })
+	cache := control.Cache{Store: r.store, Builder: r.builder}
+	r.until("the records", func() bool { return r.builds.Unrecorded() == 0 })
+	state, err := cache.State(t.Context())
+	if err != nil || len(state.Layers) != 20 {
+		t.Fatalf("%d layers, %v; want 20", len(state.Layers), err)
+	}
+	for _, l := range state.Layers {
+		if n := r.installs.count(l.Entries[0]); n != 1 || l.Users != 50 {
+			t.Errorf("%v: %d installs, %d users; want 1 and 50", l.Entries, n, l.Users)
+		}
+	}
+	if state.SizeBytes > 20*10 {
+		t.Errorf("%d bytes, want those of twenty layers of a few bytes", state.SizeBytes)
+	}
+	if gone, err := cache.Prune(t.Context()); err != nil || len(gone.Keys) > 0 {
+		t.Errorf("clean-up removed %v, %v", gone, err)
+	}
+}

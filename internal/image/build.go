@@ -24,6 +24,9 @@ type BuilderConfig struct {
 	// ManagerTimeout bounds one manager's install with all its attempts. Zero
 	// means 10 minutes.
 	ManagerTimeout time.Duration
+	// NamingTime bounds the search for the package that failed, where the tool
+	// does not tell. Zero means 10 seconds.
+	NamingTime time.Duration
 	// MaxAge is how old a layer with unpinned entries may be to be shared by a
 	// new request. Zero means 7 days.
 	MaxAge time.Duration
@@ -74,6 +77,9 @@ func NewBuilder(cfg BuilderConfig) (*Builder, error) {
 	}
 	if cfg.ManagerTimeout <= 0 {
 		cfg.ManagerTimeout = 10 * time.Minute
+	}
+	if cfg.NamingTime <= 0 {
+		cfg.NamingTime = 10 * time.Second
 	}
 	if cfg.MaxAge <= 0 {
 		cfg.MaxAge = 7 * 24 * time.Hour

@@ -247,7 +247,7 @@ func (j *job) explain(ctx context.Context, box Box, in *install, out *lineWriter
 				f.Tail = tail
 			}
 		}
-		return f
+		return j.name(ctx, in, e, f)
 	case timedOut:
 		return classify(e)
 	case e.usage.DiskFull || e.usage.OOMKills > 0:

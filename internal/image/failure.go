@@ -140,7 +140,7 @@ var managerRules = map[string][]rule{
 		words(KindConflict, "%s cannot be installed by itself", `The go\.mod file for the module providing named packages contains|requires go >= `),
 	},
 	"npm": {
-		words(KindVersionNotFound, "no version matches %s", `ETARGET|No matching version found for (\S+?)\.?$`),
+		words(KindVersionNotFound, "no version matches %s", `ETARGET|No match found for version|No matching version found for (\S+?)\.?$`),
 		words(KindPackageNotFound, "no package %s", `'((?:@[^/ ]+/)?[^@' ]+)(?:@[^']*)?' is not in this registry|404 Not Found - GET \S+ - Not found|E404|EINVALIDPACKAGENAME|EINVALIDTAGNAME`),
 		words(KindConflict, "the packages do not fit together", `ERESOLVE|EEXIST|EBADENGINE.*error|Conflicting peer dependency`),
 		words(KindInstallError, "an install script of %s failed", `npm (?:ERR!|error) path \S*/node_modules/((?:@[^/ ]+/)?[^/ ]+)$`),
@@ -326,6 +326,8 @@ func sentence(f *Failure, phrase, said string, total int) string {
 		}
 	} else if f.Kind == KindInstallError && name != "" {
 		phrase += fmt.Sprintf(" for %q", name)
+	} else if f.Kind == KindInstallError && total > 1 {
+		phrase += fmt.Sprintf(" for one of %d packages", total)
 	}
 	line := f.Manager + ": " + phrase
 	if said != "" {

@@ -71,7 +71,7 @@ func TestCheckPackages(t *testing.T) {
 		{Packages{Pip: []string{"pandas", "--index-url=x"}}, "packages.pip[1]: options are not package specs"},
 		{Packages{Npm: []string{"user/repo"}}, `packages.npm[0]: "user/repo": paths and repositories are not package specs`},
 		{Packages{Gem: []string{" "}}, "packages.gem[0]: must not be blank"},
-		{Packages{Apt: make([]string, 10_000)}, "packages.apt: at most 256 entries are allowed"},
+		{Packages{Apt: make([]string, 10_000)}, "packages.apt[256]: at most 256 entries are allowed"},
 		{Packages{Pip: []string{"x @ user:pw@example.com"}}, "packages.pip[0]: direct references are not package specs"},
 	}
 	for _, tt := range tests {

@@ -51,6 +51,11 @@ type recipe struct {
 	// diagnose, if set, asks the tool about one spec, in more words, after it
 	// said that it found nothing; it may have hidden that nobody answered.
 	diagnose []string
+	// simulate, if set, are the arguments that try a spec alone without
+	// installing it, for tools that do not say which one failed. With answers, a
+	// spec that the tool knows has it print something.
+	simulate []string
+	answers  bool
 	// provides reports whether an installed package is what an entry asked for.
 	provides func(s spec, p installed) bool
 }
@@ -75,6 +80,7 @@ var recipes = map[string]recipe{
 		// grammar lets no name begin with a dash.
 		command: []string{"gem", "install", "--remote", "--no-document", "--conservative", "--no-user-install", "--bindir", "/usr/local/bin"},
 		list:    []string{"gem", "list", "--local"}, parse: parseGemList,
+		simulate: []string{"gem", "install", "--explain", "--remote", "--no-document", "--conservative", "--no-user-install"},
 	},
 	"go": {
 		version: 1,
@@ -91,6 +97,7 @@ var recipes = map[string]recipe{
 		env: []string{"NPM_CONFIG_PREFIX=/usr/local", "NPM_CONFIG_CACHE=" + scratchDir + "/npm", "NPM_CONFIG_FUND=false",
 			"NPM_CONFIG_AUDIT=false", "NPM_CONFIG_UPDATE_NOTIFIER=false", "NPM_CONFIG_PROGRESS=false", "NPM_CONFIG_COLOR=false"},
 		command: []string{"npm", "install", "-g", "--"}, tells: true, shell: true, wanted: npmWanted,
+		simulate: []string{"npm", "view", "--"}, answers: true,
 		provides: func(s spec, p installed) bool { return p.top && p.Name == s.name },
 	},
 	"pip": {
@@ -103,6 +110,7 @@ var recipes = map[string]recipe{
 		command: []string{"python3", "-c", hookText(pipHook), "install", "--"}, tells: true, wanted: pipWanted,
 		shown:    []string{"python3", "-m", "pip", "install", "--"},
 		diagnose: []string{"python3", "-m", "pip", "install", "-vv", "--dry-run", "--no-deps", "--only-binary", ":all:", "--retries", "0", "--"},
+		simulate: []string{"python3", "-m", "pip", "install", "--dry-run", "--retries", "0", "--"},
 		provides: func(s spec, p installed) bool { return pipCanonical(s.name) == pipCanonical(p.Name) },
 	},
 }

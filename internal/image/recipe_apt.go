@@ -20,6 +20,7 @@ var aptRecipe = recipe{
 	shown: []string{"apt-get", "-y", "--no-remove", "install", "--"},
 	tells: true, shell: true, wanted: aptWanted,
 	finish:   finishApt,
+	simulate: []string{"apt-get", "-s", "-q", "--no-remove", "install", "--"},
 	list:     []string{"dpkg-query", "-W", "-f", `${binary:Package}\t${Version}\t${Architecture}\t${db:Status-Status}\t${Provides}\n`},
 	parse:    parseDpkg,
 	provides: aptProvides,

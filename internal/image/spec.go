@@ -58,7 +58,7 @@ func (p Packages) Empty() bool {
 // or bytes that are not printable ASCII.
 type SpecError struct {
 	Manager string
-	Index   int    // position in the manager's list; -1 when the list or no list is meant
+	Index   int    // position in the manager's list; -1 when no list is meant
 	Entry   string // the entry, or empty where it must not be repeated
 	Reason  string
 }
@@ -84,7 +84,7 @@ func CheckPackages(p Packages) error {
 	for _, m := range managerOrder {
 		list := p.List(m)
 		if len(list) > maxEntries {
-			return &SpecError{Manager: m, Index: -1, Reason: fmt.Sprintf("at most %d entries are allowed", maxEntries)}
+			return &SpecError{Manager: m, Index: maxEntries, Reason: fmt.Sprintf("at most %d entries are allowed", maxEntries)}
 		}
 		for i, entry := range list {
 			if _, err := parseSpec(m, entry); err != nil {

@@ -55,40 +55,47 @@ var backends = map[string]string{
 func (m *mirror) addSources(t *testing.T) {
 	t.Helper()
 	for name, does := range backends {
-		root := strings.ReplaceAll(name, "-", "_") + "-1.0"
-		metadata := fmt.Sprintf("Metadata-Version: 2.1\nName: %s\nVersion: 1.0\n", name)
-		files := [][2]string{
-			{"PKG-INFO", metadata},
-			{"pyproject.toml", "[build-system]\nrequires = []\nbuild-backend = \"backend\"\nbackend-path = [\".\"]\n"},
-			{"backend.py", fmt.Sprintf(`import os, subprocess, time
+		m.addSource(t, name, does)
+	}
+}
+
+// addSource puts one source distribution on the package index; does is what
+// its build does.
+func (m *mirror) addSource(t *testing.T, name, does string) {
+	t.Helper()
+	root := strings.ReplaceAll(name, "-", "_") + "-1.0"
+	metadata := fmt.Sprintf("Metadata-Version: 2.1\nName: %s\nVersion: 1.0\n", name)
+	files := [][2]string{
+		{"PKG-INFO", metadata},
+		{"pyproject.toml", "[build-system]\nrequires = []\nbuild-backend = \"backend\"\nbackend-path = [\".\"]\n"},
+		{"backend.py", fmt.Sprintf(`import os, subprocess, time
 def prepare_metadata_for_build_wheel(directory, config_settings=None):
     os.mkdir(f"{directory}/%[1]s.dist-info")
     open(f"{directory}/%[1]s.dist-info/METADATA", "w").write(%[2]q)
     return "%[1]s.dist-info"
 def build_wheel(directory, config_settings=None, metadata_directory=None):%[3]s
 `, root, metadata, does)},
-		}
-		var out bytes.Buffer
-		zipped := gzip.NewWriter(&out)
-		archive := tar.NewWriter(zipped)
-		for _, f := range files {
-			if err := archive.WriteHeader(&tar.Header{Name: root + "/" + f[0], Mode: 0o644, Size: int64(len(f[1]))}); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := archive.Write([]byte(f[1])); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if err := archive.Close(); err != nil {
-			t.Fatal(err)
-		}
-		if err := zipped.Close(); err != nil {
-			t.Fatal(err)
-		}
-		file := root + ".tar.gz"
-		m.put("/files/"+file, out.Bytes())
-		m.put("/simple/"+name+"/", fmt.Appendf(nil, `<!DOCTYPE html><html><body><a href="/files/%s">%s</a></body></html>`, file, file))
 	}
+	var out bytes.Buffer
+	zipped := gzip.NewWriter(&out)
+	archive := tar.NewWriter(zipped)
+	for _, f := range files {
+		if err := archive.WriteHeader(&tar.Header{Name: root + "/" + f[0], Mode: 0o644, Size: int64(len(f[1]))}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := archive.Write([]byte(f[1])); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := archive.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := zipped.Close(); err != nil {
+		t.Fatal(err)
+	}
+	file := root + ".tar.gz"
+	m.put("/files/"+file, out.Bytes())
+	m.put("/simple/"+name+"/", fmt.Appendf(nil, `<!DOCTYPE html><html><body><a href="/files/%s">%s</a></body></html>`, file, file))
 }
 
 // TestLayersFail makes builds fail in every way that a package or a registry
@@ -96,6 +103,7 @@ def build_wheel(directory, config_settings=None, metadata_directory=None):%[3]s
 func TestLayersFail(t *testing.T) {
 	m := newMirror(t)
 	m.addSources(t)
+	m.put("/simple/atoll-e2e-moved/", []byte(`<!DOCTYPE html><html><body><a href="http://moved.example.com/atoll_e2e_moved-1.0.tar.gz">atoll_e2e_moved-1.0.tar.gz</a></body></html>`))
 	const limits = `
 packages:
   memory: 512MiB
@@ -115,6 +123,12 @@ packages:
 	}{
 		{patient, "unknown", object{"npm": []string{"left-pad", "@atoll-run/no-such-package"}}, "package_not_found", "@atoll-run/no-such-package",
 			[]string{`npm: no package "@atoll-run/no-such-package": npm`}, "404"},
+		{patient, "version", object{"npm": []string{"left-pad", "semver@99.1"}}, "version_not_found", "semver@99.1",
+			[]string{`npm: no version matches "semver@99.1": npm`}, "semver@99.1"},
+		{patient, "conflict", object{"pip": []string{"six==1.16.0", "six==1.17.0"}}, "conflict", "",
+			[]string{"pip: the requirements do not fit together: "}, "six"},
+		{patient, "refused host", object{"pip": []string{"six", "atoll-e2e-moved"}}, "host_refused", "",
+			[]string{"pip: the build was kept from moved.example.com: only the template's registries can be reached", "add {manager: pip, host: moved.example.com} to the template's registries"}, "moved.example.com"},
 		{patient, "header", object{"pip": []string{"six", "atoll-e2e-header"}}, "install_error", "atoll-e2e-header",
 			[]string{`pip: building "atoll-e2e-header" failed: `, "atollmissing/core.h: No such file or directory"}, "core.h"},
 		{patient, "dead registry", object{"npm": []string{"@dead/x"}}, "registry_unreachable", "@dead/x",

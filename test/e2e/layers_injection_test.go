@@ -55,7 +55,7 @@ func TestLayersInjection(t *testing.T) {
 		}
 		var raw string
 		code := s.try("POST", "/v1/environments", object{"name": "x", "config": object{"type": "cloud", "packages": object{manager: many}}}, &raw)
-		if code != 400 || !strings.Contains(raw, "packages."+manager) || !strings.Contains(raw, "256") || len(raw) > 2000 {
+		if code != 400 || !strings.Contains(raw, "packages."+manager+"[256]: at most 256 entries") || len(raw) > 2000 {
 			t.Errorf("%s with 10,000 entries: %d %.2000s", manager, code, raw)
 		}
 	}

@@ -108,6 +108,7 @@ templates:
       /root/.npmrc: |
         @slow:registry=http://slow.example.com:` + mirrorPort + `/hang/
         @dead:registry=http://dead.example.com:18809/
+        @evil:registry=http://slow.example.com:` + mirrorPort + `/npm/
 ` + more
 }
 

@@ -144,6 +144,7 @@ func (s *slot) serveHTTP(f *flow, head []byte) {
 func (c *gateConn) dial(context.Context, string, string) (net.Conn, error) {
 	up, err := c.flow.dial()
 	if err != nil {
+		c.flow.slot.gateway.log.Debug("egress: not connected", "session", c.flow.st.id, "host", c.flow.host.name, "error", err)
 		return nil, err
 	}
 	if err := c.flow.connected(up); err != nil {

@@ -75,8 +75,8 @@ func makeInternet() error {
 		return fmt.Errorf("making the internet: %w", err)
 	}
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name = "wan0"
-	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "inet0", PeerNamespace: netlink.NsFd(w.ns)}); err != nil {
+	attrs.Name, attrs.HardwareAddr = "wan0", wanMAC(1)
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "inet0", PeerHardwareAddr: wanMAC(2), PeerNamespace: netlink.NsFd(w.ns)}); err != nil {
 		return fmt.Errorf("making the way to the internet: %w", err)
 	}
 	if err := sideOfLink("wan0", "100.64.0.1/30", "fd64::1/64", "100.64.0.2", "fd64::2"); err != nil {
@@ -167,6 +167,8 @@ func (w *internet) stray(what string) {
 	w.strays = append(w.strays, what)
 }
 
+func wanMAC(end byte) net.HardwareAddr { return net.HardwareAddr{2, 0, 0, 0, 0, end} }
+
 // sideOfLink sets up one end of the link between host and internet.
 func sideOfLink(name, v4, v6, gw4, gw6 string) error {
 	link, err := netlink.LinkByName(name)
@@ -184,6 +186,15 @@ func sideOfLink(name, v4, v6, gw4, gw6 string) error {
 		}
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
+		return err
+	}
+	// A fixed neighbour at the other end: the kernel's table of them is shared by
+	// all namespaces, and may be full.
+	neighbour := &netlink.Neigh{LinkIndex: link.Attrs().Index, State: netlink.NUD_PERMANENT, IP: net.ParseIP("100.64.0.1"), HardwareAddr: wanMAC(1)}
+	if gw4 != "" {
+		neighbour.IP, neighbour.HardwareAddr = net.ParseIP(gw4), wanMAC(2)
+	}
+	if err := netlink.NeighSet(neighbour); err != nil {
 		return err
 	}
 	for _, gw := range []string{gw4, gw6} {

@@ -105,7 +105,7 @@ func TestConfirmation(t *testing.T) {
 	}
 	why := "too risky"
 	w.queue(api.EventUserToolConfirmation, api.ConfirmationFields{ToolUseID: uses[2].ID, Result: "deny", DenyMessage: &why})
-	log = w.until("the first result", func(log []control.EventRecord) bool {
+	w.until("the first result", func(log []control.EventRecord) bool {
 		idles := of(log, api.EventSessionIdle)
 		return len(idles) >= 2 && len(fields[api.IdleFields](t, idles[len(idles)-1]).StopReason.EventIDs) == 1
 	})

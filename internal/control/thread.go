@@ -76,11 +76,11 @@ func (s *Service) ListThreads(ctx context.Context, caller Caller, session string
 }
 
 // ArchiveThread refuses: a session's primary thread ends with the session.
-func (s *Service) ArchiveThread(ctx context.Context, caller Caller, session, id string) (api.Thread, error) {
+func (s *Service) ArchiveThread(ctx context.Context, caller Caller, session, id string) error {
 	if _, err := s.Thread(ctx, caller, session, id); err != nil {
-		return api.Thread{}, err
+		return err
 	}
-	return api.Thread{}, Faultf(Invalid, "Thread %s is the primary thread of its session and cannot be archived; archive the session instead.", id)
+	return Faultf(Invalid, "Thread %s is the primary thread of its session and cannot be archived; archive the session instead.", id)
 }
 
 // ListThreadEvents lists the events of a thread, oldest first.

@@ -65,11 +65,7 @@ func (s *server) archiveThread(w http.ResponseWriter, r *http.Request, caller co
 	if err := noBody(w, r); err != nil {
 		return err
 	}
-	thread, err := s.service.ArchiveThread(r.Context(), caller, r.PathValue("id"), r.PathValue("thread"))
-	if err != nil {
-		return err
-	}
-	return reply(w, thread)
+	return s.service.ArchiveThread(r.Context(), caller, r.PathValue("id"), r.PathValue("thread"))
 }
 
 func (s *server) listThreadEvents(w http.ResponseWriter, r *http.Request, caller control.Caller) error {

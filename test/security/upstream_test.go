@@ -144,9 +144,8 @@ func serveWeb(s *stand, c net.Conn) {
 }
 
 func (s *stand) tlsConfig() *tls.Config {
-	return &tls.Config{
+	config := &tls.Config{
 		MinVersion: tls.VersionTLS10, NextProtos: []string{"h2", "http/1.1"}, ClientAuth: tls.RequestClientCert,
-		SessionTicketKey: s.ticketKey,
 		GetCertificate: func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
 			switch h.ServerName {
 			case "wrong.example.com":
@@ -157,6 +156,8 @@ func (s *stand) tlsConfig() *tls.Config {
 			return &certificates().good, nil
 		},
 	}
+	config.SetSessionTicketKeys([][32]byte{s.ticketKey}) // one key for all servers, so that clients can resume
+	return config
 }
 
 // serveHTTP notes each request and answers it.

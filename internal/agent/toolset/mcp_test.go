@@ -259,8 +259,10 @@ func TestMCPFailures(t *testing.T) {
 		"forbidden":    {answer(403, ""), true, "the server answered 403"},
 		"broken":       {answer(500, "secret words"), false, "the server answered 500"},
 		"a web page":   {answer(200, "<html>"), false, "does not speak MCP"},
-		"a redirect":   {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://other.example.com/", http.StatusTemporaryRedirect) }, false, "the server answered 307"},
-		"no end":       {endless, false, "does not speak MCP"},
+		"a redirect": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://other.example.com/", http.StatusTemporaryRedirect)
+		}, false, "the server answered 307"},
+		"no end": {endless, false, "does not speak MCP"},
 	} {
 		server := httptest.NewServer(c.handler)
 		at := netip.MustParseAddrPort(server.Listener.Addr().String())

@@ -5,12 +5,25 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/runsc/cli/maincli"
 )
+
+// init keeps the main goroutine on the main thread, which is possible from an
+// init only, so that nothing else ever runs there: gVisor's library enters a
+// sandbox's network namespace on whatever thread it is on, and meanwhile another
+// start takes the main thread's namespace (/proc/self/ns) for that of the process
+// and gives its own thread back into it. The server's connections would then be
+// made inside a sandbox's network.
+func init() {
+	if !isHelper(os.Args) {
+		runtime.LockOSThread()
+	}
+}
 
 // MaybeRun hands the process over to gVisor, and never returns, when gVisor
 // started it as one of its helpers; otherwise it does nothing. Call it first in

@@ -105,19 +105,6 @@ func (c *client) chatEnvironment(ctx context.Context) (string, error) {
 	return made.ID, err
 }
 
-// post sends JSON and reads the JSON reply.
-func (c *client) post(ctx context.Context, path string, body, out any) error {
-	res, err := c.send(ctx, http.MethodPost, path, nil, body)
-	if err != nil {
-		return err
-	}
-	defer res.Body.Close()
-	if err := json.NewDecoder(res.Body).Decode(out); err != nil {
-		return fmt.Errorf("reading the reply: %w", err)
-	}
-	return nil
-}
-
 // readLines gives the lines of the input, and is closed at its end. A read of a
 // terminal cannot be interrupted; the goroutine ends with the program.
 func readLines(ctx context.Context, in io.Reader) <-chan string {

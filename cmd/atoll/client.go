@@ -141,7 +141,16 @@ func (c *client) dial(ctx context.Context, path string) (*websocket.Conn, error)
 
 // get reads a JSON reply into out.
 func (c *client) get(ctx context.Context, path string, query url.Values, out any) error {
-	res, err := c.send(ctx, http.MethodGet, path, query, nil)
+	return c.exchange(ctx, http.MethodGet, path, query, nil, out)
+}
+
+// post sends JSON and reads the JSON reply into out.
+func (c *client) post(ctx context.Context, path string, body, out any) error {
+	return c.exchange(ctx, http.MethodPost, path, nil, body, out)
+}
+
+func (c *client) exchange(ctx context.Context, method, path string, query url.Values, body, out any) error {
+	res, err := c.send(ctx, method, path, query, body)
 	if err != nil {
 		return err
 	}

@@ -241,3 +241,15 @@ func TestInterrupt(t *testing.T) {
 		equal(t, "events", kinds(log), []string{api.EventUserInterrupt})
 	})
 }
+
+// An image in a message reaches the model as it was sent.
+func TestImage(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	image := `{"type":"image","source":{"type":"base64","media_type":"image/png","data":"iVBORw0KGgo="}}`
+	w.queue(api.EventUserMessage, api.MessageFields{Content: []json.RawMessage{json.RawMessage(image), text(modeltest.Script{{Text: "seen"}}.Message())}})
+	equal(t, "messages", texts(t, w.untilIdle(1)), []string{"seen"})
+	if body := string(w.model.Requests()[0].Body); !strings.Contains(body, image) {
+		t.Errorf("the request has no image as it was sent: %s", body)
+	}
+}

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -201,4 +202,38 @@ func TestManyAgents(t *testing.T) {
 		})
 	}
 	work.Wait()
+}
+
+// TestAgentHearsOfAFailedBuild: a session whose packages cannot be installed is
+// told so without asking, and ends when its agent needs the sandbox.
+func TestAgentHearsOfAFailedBuild(t *testing.T) {
+	s, _ := newAgentServer(t, "")
+	env := s.environment(object{"base_template": "slim", "packages": object{"type": "packages", "apt": []string{"atoll-no-such-package-7f3a"}}})
+	session := s.session(s.toolAgent("always_allow"), env)
+	var told event
+	waitFor(t, 4*time.Minute, "the session to be told", func() bool {
+		log, _ := s.events(session)
+		i := slices.IndexFunc(log, func(e event) bool { return e.Type == "session.error" })
+		if i >= 0 {
+			told = log[i]
+		}
+		return i >= 0
+	})
+	if told.Error.Type != "unknown_error" || !strings.Contains(told.Error.Message, "apt") || !strings.Contains(told.Error.Message, "atoll-no-such-package-7f3a") {
+		t.Errorf("the session was told %+v", told.Error)
+	}
+	var words struct{ Error struct{ Message string } }
+	var body string
+	if code := s.try("POST", "/atoll/v1/sessions/"+session+"/exec", object{"shell": "true"}, &body); code != 409 {
+		t.Errorf("exec answers %d: %s", code, body)
+	}
+	if err := json.Unmarshal([]byte(body), &words); err != nil || words.Error.Message != told.Error.Message {
+		t.Errorf("exec says %q, the event %q", words.Error.Message, told.Error.Message)
+	}
+	s.say(session, modeltest.Script{{Tools: []modeltest.ToolUse{bash("true")}}}.Message())
+	waitFor(t, 2*time.Minute, "the session to end", func() bool {
+		log, _ := s.events(session)
+		return count(log, "session.status_terminated") == 1
+	})
+	s.validate(session)
 }

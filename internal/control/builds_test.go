@@ -35,7 +35,7 @@ func (f *installs) open(context.Context, image.BoxSpec) (image.Box, error) {
 	defer f.mu.Unlock()
 	f.n++
 	f.open_++
-	b := &installBox{f: f, upper: filepath.Join(f.dir, fmt.Sprint("box", f.n)), installed: []map[string]string{}}
+	b := &installBox{f: f, upper: filepath.Join(f.dir, fmt.Sprint("box", f.n)), installed: []map[string]any{}}
 	return b, os.MkdirAll(b.upper+"/usr/lib", 0o755)
 }
 
@@ -68,18 +68,15 @@ func (f *installs) boxes() int {
 type installBox struct {
 	f         *installs
 	upper     string
-	installed []map[string]string
+	installed []map[string]any
 }
 
 func (b *installBox) Run(ctx context.Context, c image.BoxCommand) (image.BoxExit, error) {
-	line := strings.Join(c.Args, " ")
-	if strings.Contains(line, "pip list") {
-		return image.BoxExit{}, json.NewEncoder(c.Stdout).Encode(b.installed)
-	}
-	_, specs, ok := strings.Cut(line, "pip install -- ")
-	if !ok {
+	// pip runs in a program that also says what is installed.
+	if len(c.Args) < 6 || c.Args[1] != "-c" || c.Args[3] != "install" {
 		return image.BoxExit{}, nil
 	}
+	specs := strings.Join(c.Args[5:], " ")
 	b.f.mu.Lock()
 	b.f.ran[specs]++
 	gate, words := b.f.gates[specs], b.f.fails[specs]
@@ -96,7 +93,10 @@ func (b *installBox) Run(ctx context.Context, c image.BoxCommand) (image.BoxExit
 		return image.BoxExit{Code: 1}, nil
 	}
 	for _, s := range strings.Fields(specs) {
-		b.installed = append(b.installed, map[string]string{"name": s, "version": "1"})
+		b.installed = append(b.installed, map[string]any{"name": s, "version": "1", "new": true})
+	}
+	if err := json.NewEncoder(c.Stdout).Encode(map[string]any{"installed": b.installed}); err != nil {
+		return image.BoxExit{}, err
 	}
 	return image.BoxExit{}, os.WriteFile(b.upper+"/usr/lib/x", []byte(specs), 0o644)
 }
@@ -375,7 +375,11 @@ func TestFailedRebuildKeepsTheLayers(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.ends(api.BuildFailed, "")
-	cache := control.Cache{Store: r.store, Builder: r.builder}
+	downloads, err := image.OpenDownloads(image.DownloadsConfig{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cache := control.Cache{Store: r.store, Builder: r.builder, Downloads: downloads}
 	if gone, err := cache.Prune(t.Context()); err != nil || len(gone.Keys) > 0 {
 		t.Errorf("clean-up removed %v, %v", gone, err)
 	}
@@ -434,7 +438,11 @@ func TestManyEnvironmentsShareLayers(t *testing.T) {
 	}
 	work.Wait()
 	r.until("the builds", func() bool { return r.builds.Counts()[api.BuildReady] >= 1000 })
-	cache := control.Cache{Store: r.store, Builder: r.builder}
+	downloads, err := image.OpenDownloads(image.DownloadsConfig{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cache := control.Cache{Store: r.store, Builder: r.builder, Downloads: downloads}
 	r.until("the records", func() bool { return r.builds.Unrecorded() == 0 })
 	state, err := cache.State(t.Context())
 	if err != nil || len(state.Layers) != 20 {

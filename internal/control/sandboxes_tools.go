@@ -18,7 +18,9 @@ func (s *Sandboxes) RunTool(ctx context.Context, caller Caller, session string, 
 		return sandbox.ToolResult{}, errNoTools
 	}
 	var result sandbox.ToolResult
-	err := s.use(ctx, caller, session, once, func(u usage) (err error) {
+	// A call that a sandbox's death met is known to the journal on its disk, so it
+	// is asked for again in the one that was started anew.
+	err := s.use(ctx, caller, session, again, func(u usage) (err error) {
 		result, err = tools.RunTool(ctx, u.id, call)
 		return err
 	})

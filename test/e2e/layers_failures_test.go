@@ -128,7 +128,7 @@ packages:
 		{patient, "conflict", object{"pip": []string{"six==1.16.0", "six==1.17.0"}}, "conflict", "",
 			[]string{"pip: the requirements do not fit together: "}, "six"},
 		{patient, "refused host", object{"pip": []string{"six", "atoll-e2e-moved"}}, "host_refused", "",
-			[]string{"pip: the build was kept from moved.example.com: only the template's registries can be reached", "add {manager: pip, host: moved.example.com} to the template's registries"}, "moved.example.com"},
+			[]string{"pip: the build was kept from moved.example.com: only the template's registries can be reached", `the configuration needs the line registries: {"*": {pip: ["+moved.example.com"]}}, and atoll reload`}, "moved.example.com"},
 		{patient, "header", object{"pip": []string{"six", "atoll-e2e-header"}}, "install_error", "atoll-e2e-header",
 			[]string{`pip: building "atoll-e2e-header" failed: `, "atollmissing/core.h: No such file or directory"}, "core.h"},
 		{patient, "dead registry", object{"npm": []string{"@dead/x"}}, "registry_unreachable", "@dead/x",

@@ -281,6 +281,7 @@ func everywhereKilled(t *testing.T, mode string, spec egress.Spec) {
 // damaged cuts the table of names while no server runs.
 func damaged(c *attempt, dir string) {
 	s := c.s
+	c.ending = true
 	if err := s.gw.Shutdown(context.Background()); err != nil {
 		c.Fatal(err)
 	}

@@ -115,25 +115,6 @@ func (d *Downloads) whole(file fillFile) bool {
 	return false
 }
 
-// drop removes the records that a view was made of, because a manager refused
-// its files: what the index states has changed.
-func (d *Downloads) drop(base, manager string, names []string) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	records, err := d.records()
-	if err != nil {
-		return err
-	}
-	for _, f := range records {
-		if f.Base == base && f.Manager == manager && slices.ContainsFunc(f.Names, func(n string) bool { return slices.Contains(names, n) }) {
-			if err := os.Remove(f.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return fmt.Errorf("forgetting downloads: %w", err)
-			}
-		}
-	}
-	return nil
-}
-
 // close removes the view. The builder must be gone.
 func (v *view) close() error {
 	if v == nil {

@@ -225,7 +225,7 @@ def demo(server, client):
         refusals = server.call("GET", f"/atoll/v1/sessions/{first.id}/egress?verdict=refused")["data"]
         if not refusals:
             raise Failed("the refusals were not recorded")
-        print(f"  recorded: {', '.join(sorted({r['host'] + ' ' + r['reason'] for r in refusals if 'host' in r}))}")
+        print(f"  recorded: {', '.join(sorted({(r['host'] or r['claimed_host'] or 'an address') + ' ' + r['reason'] for r in refusals}))}")
     with step("one session does not see the other's file"):
         server.must(first.id, "sh", "-c", "echo secret > /workspace/note")
         code, output = server.exec(second.id, ["cat", "/workspace/note"])

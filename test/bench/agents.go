@@ -42,7 +42,7 @@ func (b *bench) agents() (_ []group, err error) {
 		return nil, err
 	}
 	w.agent = a.ID
-	steps, err := w.steps(model, endpoint.URL)
+	steps, events, err := w.steps(model, endpoint.URL)
 	if err != nil {
 		return nil, err
 	}
@@ -50,15 +50,15 @@ func (b *bench) agents() (_ []group, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return []group{steps, memory}, nil
+	return []group{steps, events, memory}, nil
 }
 
 // steps plays one long conversation and takes its log apart.
-func (b *bench) steps(model *modeltest.Server, endpoint string) (group, error) {
-	g := group{Title: "A step of an agent: one model request, one command in its shell; times from the log"}
+func (b *bench) steps(model *modeltest.Server, endpoint string) (g, events group, err error) {
+	g = group{Title: "A step of an agent: one model request, one command in its shell; times from the log"}
 	session, _, err := b.firstExec(b.slim)
 	if err != nil {
-		return g, err
+		return g, events, err
 	}
 	var script modeltest.Script
 	for range 4 * b.n {
@@ -68,11 +68,14 @@ func (b *bench) steps(model *modeltest.Server, endpoint string) (group, error) {
 		script = script[:190] // a turn is bounded
 	}
 	if err := b.say(session, script.Message()); err != nil {
-		return g, err
+		return g, events, err
 	}
 	log, err := b.untilIdle(session)
 	if err != nil {
-		return g, err
+		return g, events, err
+	}
+	if took := log[len(log)-1].ProcessedAt.Sub(log[0].ProcessedAt).Seconds(); took > 0 {
+		events = group{Title: "Events written by one conversation, each durable", Rows: []*sample{{Name: "atoll: one session", PerSec: float64(len(log)) / took}}}
 	}
 	whole := &sample{Name: "atoll: the whole step"}
 	asking := &sample{Name: "of it: model request and one durable write"}
@@ -103,7 +106,7 @@ func (b *bench) steps(model *modeltest.Server, endpoint string) (group, error) {
 		direct.add(time.Since(t), err)
 	}
 	g.Rows = []*sample{whole, asking, running, rest, direct}
-	return g, b.call("DELETE", "/v1/sessions/"+session, nil, nil)
+	return g, events, b.call("DELETE", "/v1/sessions/"+session, nil, nil)
 }
 
 // again sends a request that the model got to it once more.

@@ -253,3 +253,15 @@ func TestImage(t *testing.T) {
 		t.Errorf("the request has no image as it was sent: %s", body)
 	}
 }
+
+// A turn that the model's endpoint pauses goes on by itself.
+func TestPausedTurn(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.say(modeltest.Script{{Text: "half, " + modeltest.Paused, Stop: "pause_turn"}, {Text: "whole"}})
+	log := w.untilIdle(1)
+	equal(t, "messages", texts(t, log), []string{"half, " + modeltest.Paused, "whole"})
+	if errs := of(log, api.EventSessionError); len(errs) > 0 {
+		t.Errorf("errors: %s", show(errs))
+	}
+}

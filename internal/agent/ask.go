@@ -36,10 +36,11 @@ func (r *run) ask(input []control.EventRecord) error {
 	if c.needsCompaction(r.runner.config.Model) {
 		return r.compact(append(begin, input...))
 	}
+	paused := c.stop == "pause_turn" // the model goes on from its own words
 	if err := r.commit(append(append(begin, input...), r.event(api.EventModelRequestStart, nil))...); err != nil {
 		return err
 	}
-	if n := len(c.messages); n == 0 || c.messages[n-1].Role == "assistant" && c.stop != "pause_turn" {
+	if n := len(c.messages); n == 0 || c.messages[n-1].Role == "assistant" && !paused {
 		end := r.requestEnd(api.ModelUsage{}, true, nil)
 		return r.giveUp([]control.EventRecord{end}, api.ErrorUnknown, "The conversation has nothing for the model to answer.", api.StopEndTurn)
 	}

@@ -156,6 +156,10 @@ type Rule struct {
 	Play  Script
 }
 
+// Paused ends the text of a reply with the stop reason pause_turn: the client
+// sends it back as the last message, and the model goes on.
+const Paused = "to be continued"
+
 // SummaryMark is in a request for a summary of the conversation; the answer is a
 // summary that carries on the script.
 const SummaryMark = "Summarize the conversation so far"

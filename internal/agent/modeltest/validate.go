@@ -38,7 +38,7 @@ func (r *request) validate() error {
 		return errors.New("max_tokens: must be at least 1")
 	case len(r.Messages) == 0:
 		return errors.New("messages: at least one message is required")
-	case r.Messages[len(r.Messages)-1].Role == "assistant":
+	case r.Messages[len(r.Messages)-1].Role == "assistant" && !strings.HasSuffix(r.Messages[len(r.Messages)-1].text(), Paused):
 		return errors.New("messages: the last message must be the user's")
 	}
 	if err := r.checkTools(); err != nil {

@@ -342,7 +342,7 @@ func TestUnwantedBuildsAreCancelled(t *testing.T) {
 	id := r.session()
 	waiting := make(chan error, 1)
 	go func() { waiting <- r.run(id) }()
-	r.until("the sandbox's preparation", func() bool { return r.sandboxes.Counts()["preparing"] == 1 })
+	r.until("the session to wait", func() bool { return r.builds.Waiting() == 1 })
 	r.update("other")
 	r.ends(api.BuildReady, "other")
 	if r.installs.boxes() != 1 {

@@ -6,3 +6,14 @@ func (b *Builds) Unrecorded() int {
 	defer b.mu.Unlock()
 	return len(b.runs)
 }
+
+// Waiting counts those who wait for a run.
+func (b *Builds) Waiting() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n := 0
+	for _, run := range b.runs {
+		n += run.waiters
+	}
+	return n
+}

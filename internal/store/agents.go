@@ -57,19 +57,10 @@ func (s *Store) Agent(ctx context.Context, workspace, id string, version int) (c
 // UpdateAgent implements [control.AgentStore]. What change may alter is Name,
 // Document and UpdatedAt. It must not write by itself.
 func (s *Store) UpdateAgent(ctx context.Context, workspace, id string, change func(*control.AgentRecord) (bool, error)) (control.AgentRecord, error) {
-	var refused error
-	rec, err := write(ctx, s, func(tx *statements) (_ control.AgentRecord, err error) {
-		ctx := context.Background()
-		old, err := agent(ctx, tx, workspace, id, 0)
-		if err != nil {
-			return old, err
-		}
-		rec := old
-		altered, err := change(&rec)
-		if err != nil || !altered {
-			refused = err
-			return old, err
-		}
+	read := func(ctx context.Context, tx *statements) (control.AgentRecord, error) {
+		return agent(ctx, tx, workspace, id, 0)
+	}
+	return revise(ctx, s, "updating agent", read, change, func(ctx context.Context, tx *statements, old, rec control.AgentRecord) (control.AgentRecord, error) {
 		rec.ID, rec.Version = old.ID, old.Version+1
 		n, err := tx.exec(ctx, `UPDATE agents SET name = $3, version = $4 WHERE id = $1 AND version = $2`,
 			id, old.Version, rec.Name, rec.Version)
@@ -84,7 +75,6 @@ func (s *Store) UpdateAgent(ctx context.Context, workspace, id string, change fu
 		}
 		return agent(ctx, tx, workspace, id, rec.Version)
 	})
-	return rec, wrapUnless(refused, "updating agent", err)
 }
 
 // ArchiveAgent implements [control.AgentStore].

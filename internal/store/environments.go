@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"database/sql"
-	"fmt"
 
 	"github.com/atoll-run/atoll/internal/control"
 )
@@ -43,26 +42,15 @@ func (s *Store) Environment(ctx context.Context, workspace, id string) (control.
 // UpdateEnvironment implements [control.EnvironmentStore]. What change may
 // alter is Name, Document, UpdatedAt and ArchivedAt. It must not write by itself.
 func (s *Store) UpdateEnvironment(ctx context.Context, workspace, id string, change func(*control.EnvironmentRecord) (bool, error)) (control.EnvironmentRecord, error) {
-	var refused error
-	rec, err := write(ctx, s, func(tx *statements) (_ control.EnvironmentRecord, err error) {
-		ctx := context.Background()
-		old, err := environment(ctx, tx, workspace, id)
-		if err != nil {
-			return old, err
-		}
-		rec := old
-		altered, err := change(&rec)
-		if err != nil || !altered {
-			refused = err
-			return old, err
-		}
-		rec.ID, rec.Workspace, rec.CreatedAt = old.ID, old.Workspace, old.CreatedAt
+	read := func(ctx context.Context, tx *statements) (control.EnvironmentRecord, error) {
+		return environment(ctx, tx, workspace, id)
+	}
+	return revise(ctx, s, "updating environment", read, change, func(ctx context.Context, tx *statements, _, rec control.EnvironmentRecord) (control.EnvironmentRecord, error) {
 		return one(ctx, tx, scanEnvironmentAmended, `UPDATE environments
 SET name = $3, document = $4, updated_at = $5, archived_at = $6 WHERE id = $1 AND workspace_id = $2
 RETURNING id, workspace_id, name, document, created_at, updated_at, archived_at`,
 			id, workspace, rec.Name, string(rec.Document), micros(rec.UpdatedAt), optional(rec.ArchivedAt))
 	})
-	return rec, wrapUnless(refused, "updating environment", err)
 }
 
 func scanEnvironmentAmended(row scanner) (control.EnvironmentRecord, error) {
@@ -91,21 +79,4 @@ func (s *Store) DeleteEnvironment(ctx context.Context, workspace, id string) err
 		return amend(err, control.ErrInUse)
 	})
 	return wrap("deleting environment", err)
-}
-
-// wrap says what was being done.
-func wrap(doing string, err error) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("%s: %w", doing, err)
-}
-
-// wrapUnless wraps, except the error of a caller's own function, which goes
-// back as it came.
-func wrapUnless(own error, doing string, err error) error {
-	if own != nil {
-		return own
-	}
-	return wrap(doing, err)
 }

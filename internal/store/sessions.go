@@ -59,22 +59,12 @@ func (s *Store) Session(ctx context.Context, workspace, id string) (control.Sess
 // Agent, AgentVersion, Status, Document, UpdatedAt and ArchivedAt. It must not
 // write by itself.
 func (s *Store) UpdateSession(ctx context.Context, workspace, id string, change func(*control.SessionRecord) (bool, error)) (control.SessionRecord, error) {
-	var refused error
-	rec, err := write(ctx, s, func(tx *statements) (_ control.SessionRecord, err error) {
-		ctx := context.Background()
-		old, err := session(ctx, tx, workspace, id)
-		if err != nil {
-			return old, err
-		}
-		rec := old
-		altered, err := change(&rec)
-		if err != nil || !altered {
-			refused = err
-			return old, err
-		}
+	read := func(ctx context.Context, tx *statements) (control.SessionRecord, error) {
+		return session(ctx, tx, workspace, id)
+	}
+	return revise(ctx, s, "updating session", read, change, func(ctx context.Context, tx *statements, _, rec control.SessionRecord) (control.SessionRecord, error) {
 		return putSession(ctx, tx, workspace, id, rec)
 	})
-	return rec, wrapUnless(refused, "updating session", err)
 }
 
 // putSession writes what may change of a session, and reads it back.

@@ -235,7 +235,7 @@ func (g *Gateway) Reopen(ctx context.Context, id string) (netnsPath string, err 
 	if suspended, err := home.suspended(); err != nil || suspended {
 		return "", fmt.Errorf("network %s: %w", id, cmp.Or(err, ErrSuspended))
 	}
-	s, err := g.reopen(home)
+	s, err := g.restore(home, func() (*slot, error) { return g.oldSlot(home) })
 	if err != nil {
 		return "", fmt.Errorf("network %s stays closed: %w", id, err)
 	}
@@ -246,15 +246,31 @@ func (g *Gateway) Reopen(ctx context.Context, id string) (netnsPath string, err 
 	return home.runtime(), nil
 }
 
-func (g *Gateway) reopen(home home) (*slot, error) {
+// restore loads what was kept of a network and serves it on the slot that make
+// gives. After an error nothing of it is held.
+func (g *Gateway) restore(home home, make func() (*slot, error)) (*slot, error) {
 	st, err := home.load()
 	if err != nil {
 		return nil, err
 	}
 	g.inherit(home, st)
-	p, err := home.namespaces()
+	s, err := make()
 	if err != nil {
 		st.names.close()
+		return nil, err
+	}
+	if err := s.install(st); err != nil {
+		s.close() // of a state that is not its own it knows nothing
+		st.names.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// oldSlot serves the namespaces that an earlier server made.
+func (g *Gateway) oldSlot(home home) (*slot, error) {
+	p, err := home.namespaces()
+	if err != nil {
 		return nil, err
 	}
 	defer p.close()
@@ -272,19 +288,9 @@ func (g *Gateway) reopen(home home) (*slot, error) {
 		return stepError("installing nf_tables rules", installRules(g.config.Limits, true))
 	})
 	if err != nil {
-		st.names.close()
 		return nil, err
 	}
-	s, err := g.newSlot(p)
-	if err != nil {
-		st.names.close()
-		return nil, err
-	}
-	if err := s.install(st); err != nil {
-		s.close()
-		return nil, err
-	}
-	return s, nil
+	return g.newSlot(p)
 }
 
 // Update puts a network, suspended or not, under another policy, at once:

@@ -58,7 +58,7 @@ func (g *Gateway) Resume(ctx context.Context, id string) (netnsPath string, err 
 	if err := home.release(); err != nil {
 		return "", stepError("releasing network namespaces", err)
 	}
-	s, err := g.resume(home)
+	s, err := g.restore(home, func() (*slot, error) { return g.freshSlot(home) })
 	if err != nil {
 		return "", errors.Join(fmt.Errorf("network %s stays closed: %w", id, err), home.release())
 	}
@@ -69,25 +69,14 @@ func (g *Gateway) Resume(ctx context.Context, id string) (netnsPath string, err 
 	return home.runtime(), nil
 }
 
-// resume loads what was kept and serves it on a fresh slot.
-func (g *Gateway) resume(home home) (*slot, error) {
-	st, err := home.load()
-	if err != nil {
-		return nil, err
-	}
-	g.inherit(home, st)
+// freshSlot serves new namespaces.
+func (g *Gateway) freshSlot(home home) (*slot, error) {
 	sp, err := g.take()
 	if err != nil {
-		st.names.close()
 		return nil, err
 	}
 	defer sp.pair.close() // from here on the mounts hold the namespaces
 	if err := home.hold(sp.pair); err != nil {
-		st.names.close()
-		sp.slot.close()
-		return nil, err
-	}
-	if err := sp.slot.install(st); err != nil {
 		sp.slot.close()
 		return nil, err
 	}

@@ -31,6 +31,7 @@ type reader struct {
 	lines *bufio.Scanner
 	close func()
 	pings int
+	pang  func(pings int) // is told of each ping; may be nil
 }
 
 // stream opens a stream, which is there when it returns.
@@ -72,7 +73,9 @@ func (s *reader) next() (frame, bool) {
 		case isName:
 			f.name = name
 		case isData && f.name == "ping":
-			s.pings++
+			if s.pings++; s.pang != nil {
+				s.pang(s.pings)
+			}
 		case isData:
 			if err := json.Unmarshal([]byte(data), &f.body); err != nil {
 				s.t.Fatal(err)
@@ -190,11 +193,12 @@ func TestStreamEnds(t *testing.T) {
 	if f, ok := s.next(); ok {
 		t.Errorf("after the deletion: %v", f)
 	}
-	go func() {
-		time.Sleep(10 * r.ping()) // silence is what is tested
-		r.turns.Close()
-	}()
-	if f, ok := other.next(); ok || other.pings < 2 {
+	other.pang = func(pings int) {
+		if pings == 4 {
+			r.turns.Close()
+		}
+	}
+	if f, ok := other.next(); ok || other.pings < 4 {
 		t.Errorf("%d pings, then %v", other.pings, f)
 	}
 	if got := r.ask("GET", "/v1/sessions/"+kept+"/events/stream", ""); got.status != 503 {

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 
 	"github.com/anthropics/anthropic-sdk-go/v2/packages/ssestream"
@@ -52,9 +53,15 @@ func (c chatCmd) Run(ctx context.Context, io *streams) error {
 	}
 	fmt.Fprintf(io.err, "session %s\n", session)
 	talk := &chat{client: client, path: "/v1/sessions/" + url.PathEscape(session), out: io.out, err: io.err,
-		tty: isTerminal(io.in) && isTerminal(io.out), interrupts: interrupts, lines: readLines(ctx, io.in), uses: map[string]chatEvent{}}
+		tty: isTerminal(io.in) && isTerminal(io.out), interrupts: interrupts, uses: map[string]chatEvent{}}
+	talk.lines, talk.unread = readLines(ctx, io.in)
 	if talk.frames, err = talk.follow(ctx); err != nil {
 		return err
+	}
+	if c.Session != "" {
+		if err := talk.takeUp(ctx); err != nil {
+			return err
+		}
 	}
 	return talk.run(ctx)
 }
@@ -105,21 +112,33 @@ func (c *client) chatEnvironment(ctx context.Context) (string, error) {
 	return made.ID, err
 }
 
-// readLines gives the lines of the input, and is closed at its end. A read of a
-// terminal cannot be interrupted; the goroutine ends with the program.
-func readLines(ctx context.Context, in io.Reader) <-chan string {
-	lines := make(chan string)
+// maxLine is the longest line that is taken as a message, in bytes.
+const maxLine = 8 << 20
+
+// readLines gives the lines of the input, and is closed at its end; then unread
+// has the error if it could not be read to its end. A read of a terminal cannot
+// be interrupted; the goroutine ends with the program.
+func readLines(ctx context.Context, in io.Reader) (lines <-chan string, unread <-chan error) {
+	out, failed := make(chan string), make(chan error, 1)
 	go func() {
-		defer close(lines)
-		for scan := bufio.NewScanner(in); scan.Scan(); {
+		defer close(out)
+		scan := bufio.NewScanner(in)
+		scan.Buffer(nil, maxLine)
+		for scan.Scan() {
 			select {
-			case lines <- scan.Text():
+			case out <- scan.Text():
 			case <-ctx.Done():
 				return
 			}
 		}
+		switch err := scan.Err(); {
+		case errors.Is(err, bufio.ErrTooLong):
+			failed <- fmt.Errorf("a line of more than %d bytes cannot be a message", maxLine)
+		case err != nil:
+			failed <- fmt.Errorf("reading the input: %w", err)
+		}
 	}()
-	return lines
+	return out, failed
 }
 
 // chat is one conversation on the terminal.
@@ -130,10 +149,13 @@ type chat struct {
 	tty        bool
 	interrupts <-chan os.Signal
 	lines      <-chan string
+	unread     <-chan error // why lines has ended, if not with the input
 	frames     <-chan chatFrame
 
 	uses    map[string]chatEvent // id → a tool use of this turn
 	printed string               // id of the message whose beginning is on the screen
+	shown   string               // that beginning
+	block   int                  // index of the block that it ends in
 }
 
 // chatFrame is an event of the stream, or its end.
@@ -152,9 +174,12 @@ type chatEvent struct {
 	Input   json.RawMessage
 	Content []chatBlock
 	IsError bool `json:"is_error"`
-	Delta   struct{ Content chatBlock }
-	Error   struct{ Message string }
-	Stop    struct {
+	Delta   struct {
+		Content chatBlock
+		Index   int
+	}
+	Error struct{ Message string }
+	Stop  struct {
 		Type     string
 		EventIDs []string `json:"event_ids"`
 	} `json:"stop_reason"`
@@ -213,7 +238,12 @@ func (c *chat) run(ctx context.Context) error {
 		case line, ok := <-c.lines:
 			if !ok {
 				c.prompt("\n")
-				return nil
+				select {
+				case err := <-c.unread:
+					return err
+				default:
+					return nil
+				}
 			}
 			if strings.TrimSpace(line) == "" {
 				continue
@@ -225,7 +255,7 @@ func (c *chat) run(ctx context.Context) error {
 			c.prompt("\n")
 			return nil
 		case f := <-c.frames: // something happens without a message
-			if _, err := c.show(f); err != nil {
+			if _, err := c.handle(ctx, f); err != nil {
 				return err
 			}
 		}
@@ -250,19 +280,16 @@ func (c *chat) say(ctx context.Context, text string) error {
 	if err != nil {
 		return err
 	}
+	return c.turn(ctx)
+}
+
+// turn follows the session until a turn has ended.
+func (c *chat) turn(ctx context.Context) error {
 	for {
 		select {
 		case f := <-c.frames:
-			idle, err := c.show(f)
-			switch {
-			case err != nil:
+			if over, err := c.handle(ctx, f); err != nil || over {
 				return err
-			case idle && f.event.Stop.Type == "requires_action":
-				if err := c.answer(ctx, f.event.Stop.EventIDs); err != nil {
-					return err
-				}
-			case idle:
-				return nil
 			}
 		case <-c.interrupts:
 			if err := c.sendEvents(ctx, map[string]any{"type": "user.interrupt"}); err != nil {
@@ -270,4 +297,52 @@ func (c *chat) say(ctx context.Context, text string) error {
 			}
 		}
 	}
+}
+
+// handle shows an event and answers what it asks; it tells whether the turn is
+// over.
+func (c *chat) handle(ctx context.Context, f chatFrame) (over bool, err error) {
+	idle, err := c.show(f)
+	if err == nil && idle && f.event.Stop.Type == "requires_action" {
+		return false, c.answer(ctx, f.event.Stop.EventIDs)
+	}
+	return idle, err
+}
+
+// takeUp goes on where a session is: a turn that runs is followed, and what it
+// waits for is asked. Its stream is open already.
+func (c *chat) takeUp(ctx context.Context) error {
+	var session struct{ Status string }
+	if err := c.client.get(ctx, c.path, nil, &session); err != nil {
+		return err
+	}
+	switch session.Status {
+	case "running", "rescheduling":
+		return c.turn(ctx)
+	case "terminated":
+		return errors.New("the session has ended")
+	}
+	last, err := c.newest(ctx, 1, "session.status_idle")
+	if err != nil || len(last) == 0 || last[0].Stop.Type != "requires_action" {
+		return err
+	}
+	uses, err := c.newest(ctx, 1000, "agent.tool_use", "agent.mcp_tool_use", "agent.custom_tool_use")
+	if err != nil {
+		return err
+	}
+	for _, use := range uses {
+		c.uses[use.ID] = use
+	}
+	if err := c.answer(ctx, last[0].Stop.EventIDs); err != nil {
+		return err
+	}
+	return c.turn(ctx)
+}
+
+// newest lists the newest events of some types, newest first.
+func (c *chat) newest(ctx context.Context, most int, types ...string) ([]chatEvent, error) {
+	var list struct{ Data []chatEvent }
+	query := url.Values{"order": {"desc"}, "limit": {strconv.Itoa(most)}, "types[]": types}
+	err := c.client.get(ctx, c.path+"/events", query, &list)
+	return list.Data, err
 }

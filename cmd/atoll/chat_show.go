@@ -23,14 +23,9 @@ func (c *chat) show(f chatFrame) (idle bool, err error) {
 	}
 	switch e := f.event; e.Type {
 	case "event_delta":
-		c.printed = e.EventID
-		fmt.Fprint(c.out, printable(e.Delta.Content.Text))
+		c.preview(e)
 	case "agent.message":
-		if c.printed != e.ID { // not previewed: whole
-			fmt.Fprint(c.out, printable(textOf(e.Content)))
-		}
-		c.printed = ""
-		fmt.Fprintln(c.out)
+		c.message(e)
 	case "agent.tool_use", "agent.mcp_tool_use", "agent.custom_tool_use":
 		c.uses[e.ID] = e
 		c.endLine()
@@ -52,6 +47,36 @@ func (c *chat) show(f chatFrame) (idle bool, err error) {
 		return false, errors.New("the session has ended")
 	}
 	return false, nil
+}
+
+// preview prints a piece of a message that is being made.
+func (c *chat) preview(e chatEvent) {
+	text := e.Delta.Content.Text
+	switch {
+	case c.printed != e.EventID:
+		c.endLine()
+		c.printed, c.shown = e.EventID, ""
+	case c.block != e.Delta.Index:
+		text = "\n" + text
+	}
+	c.block = e.Delta.Index
+	c.shown += text
+	fmt.Fprint(c.out, printable(text))
+}
+
+// message prints what is not on the screen yet of a message that is whole: its
+// previews may have been shed from some point on.
+func (c *chat) message(e chatEvent) {
+	text := textOf(e.Content)
+	if c.printed == e.ID {
+		rest, ok := strings.CutPrefix(text, c.shown)
+		if text = rest; !ok {
+			c.endLine()
+			text = textOf(e.Content)
+		}
+	}
+	c.printed = ""
+	fmt.Fprintln(c.out, printable(text))
 }
 
 // endLine ends a message that broke off.

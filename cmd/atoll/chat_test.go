@@ -91,3 +91,90 @@ func TestChat(t *testing.T) {
 		t.Errorf("exit %d, %q", code, stderr)
 	}
 }
+
+// TestChatScreen prints messages that are previewed whole, in part, and not.
+func TestChatScreen(t *testing.T) {
+	t.Parallel()
+	var out strings.Builder
+	c := &chat{out: &out, err: io.Discard, uses: map[string]chatEvent{}}
+	for _, text := range []string{
+		`{"type":"event_delta","event_id":"m1","delta":{"content":{"text":"Hel"}}}`,
+		`{"type":"event_delta","event_id":"m1","delta":{"content":{"text":"lo"}}}`,
+		`{"type":"event_delta","event_id":"m1","delta":{"index":1,"content":{"text":"two"}}}`,
+		`{"type":"agent.message","id":"m1","content":[{"type":"text","text":"Hello"},{"type":"text","text":"two"}]}`,
+		`{"type":"event_delta","event_id":"m2","delta":{"content":{"text":"the begin"}}}`,
+		`{"type":"agent.message","id":"m2","content":[{"type":"text","text":"the beginning and the rest"}]}`,
+		`{"type":"agent.message","id":"m3","content":[{"type":"text","text":"whole"}]}`,
+		`{"type":"event_delta","event_id":"m4","delta":{"content":{"text":"cut off"}}}`,
+		`{"type":"session.status_idle","stop_reason":{"type":"end_turn"}}`,
+	} {
+		var e chatEvent
+		if err := json.Unmarshal([]byte(text), &e); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.show(chatFrame{event: e}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want := "Hello\ntwo\nthe beginning and the rest\nwhole\ncut off\n"; out.String() != want {
+		t.Errorf("on the screen is %q, want %q", out.String(), want)
+	}
+}
+
+// TestChatTakesUp goes on with a session that waits for a confirmation.
+func TestChatTakesUp(t *testing.T) {
+	t.Parallel()
+	answered := make(chan struct{})
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/sessions/sesn_x", func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, `{"status":"idle"}`) })
+	mux.HandleFunc("GET /v1/sessions/sesn_x/events/stream", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		w.WriteHeader(200)
+		_ = http.NewResponseController(w).Flush()
+		<-answered
+		for _, f := range []string{`{"type":"agent.message","id":"m","content":[{"type":"text","text":"done"}]}`, `{"type":"session.status_idle","stop_reason":{"type":"end_turn"}}`} {
+			fmt.Fprintf(w, "event: x\ndata: %s\n\n", f)
+		}
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	})
+	mux.HandleFunc("GET /v1/sessions/sesn_x/events", func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Get("types[]") == "session.status_idle" {
+			_, _ = io.WriteString(w, `{"data":[{"type":"session.status_idle","stop_reason":{"type":"requires_action","event_ids":["u1"]}}]}`)
+			return
+		}
+		_, _ = io.WriteString(w, `{"data":[{"type":"agent.tool_use","id":"u1","name":"bash","input":{"command":"ls"}}]}`)
+	})
+	mux.HandleFunc("POST /v1/sessions/sesn_x/events", func(w http.ResponseWriter, r *http.Request) {
+		b, _ := io.ReadAll(r.Body)
+		if got := string(b); got != `{"events":[{"result":"allow","tool_use_id":"u1","type":"user.tool_confirmation"}]}` {
+			t.Errorf("sent %s", got)
+		}
+		_, _ = io.WriteString(w, `{"data":[]}`)
+		close(answered)
+	})
+	server := httptest.NewServer(mux)
+	defer server.Close()
+	env := map[string]string{"ATOLL_URL": server.URL, "ATOLL_API_KEY": "k"}
+	code, stdout, stderr := command(t, env, "y\n", "chat", "--session", "sesn_x")
+	if code != 0 || stdout != "done\n" || !strings.Contains(stderr, "allow bash: ls? [y/n]") {
+		t.Errorf("exit %d, %q, %q", code, stdout, stderr)
+	}
+}
+
+// TestChatLongLine: what cannot be sent is said, not taken for the end.
+func TestChatLongLine(t *testing.T) {
+	t.Parallel()
+	lines, unread := readLines(t.Context(), strings.NewReader("short\n"+strings.Repeat("x", 200<<10)+"\n"+strings.Repeat("x", maxLine+1)+"\n"))
+	for _, want := range []int{5, 200 << 10} {
+		if got, ok := <-lines; !ok || len(got) != want {
+			t.Errorf("a line of %d bytes, want %d", len(got), want)
+		}
+	}
+	if _, ok := <-lines; ok {
+		t.Error("a line that is too long was given")
+	}
+	if err := <-unread; err == nil || !strings.Contains(err.Error(), "cannot be a message") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/url"
 	"slices"
+	"strings"
 )
 
 // The limits of what is sent to a session.
@@ -123,8 +124,12 @@ func bindMessage(path string, n *node, kind string) (*MessageFields, error) {
 		allowed = allowed[:1]
 	}
 	blocks, err := in.Content.blocks(at, allowed)
-	if err == nil && len(blocks) == 0 {
+	switch {
+	case err != nil:
+	case len(blocks) == 0:
 		err = fieldErrorf(at, "List should have at least 1 item")
+	case in.Content.blank():
+		err = fieldErrorf(at, "At least one block must hold more than white space")
 	}
 	return &MessageFields{Content: blocks}, err
 }
@@ -232,6 +237,14 @@ func (c rawContent) blocks(path string, allowed []string) ([]json.RawMessage, er
 	return blocks, nil
 }
 
+// blank tells whether there is nothing but white space; the blocks are checked.
+func (c rawContent) blank() bool {
+	return !slices.ContainsFunc(c.list.items, func(item *node) bool {
+		text := item.field("text")
+		return text == nil || strings.TrimSpace(text.text) != ""
+	})
+}
+
 func checkBlock(path string, n *node, allowed []string) error {
 	if t := n.field("type"); n.kind == kindObject && t != nil && t.text == "redacted" && len(allowed) > 1 {
 		return fieldErrorf(join(path, "type"), "A block of type 'redacted' cannot be sent")
@@ -293,12 +306,6 @@ func (o *rawObject) bind(_ string, n *node) error {
 	return nil
 }
 
-// The media types that a model takes.
-var (
-	imageTypes    = []string{"image/jpeg", "image/png", "image/gif", "image/webp"}
-	documentTypes = []string{"application/pdf"}
-)
-
 // checkSource checks where an image or a document comes from; arms has "text"
 // for documents only.
 func checkSource(path string, n *node, arms ...string) error {
@@ -331,12 +338,12 @@ func checkSource(path string, n *node, arms ...string) error {
 	if err := bindObject(path, n, &in); err != nil {
 		return err
 	}
-	types := imageTypes
+	types := ImageTypes[:]
 	switch {
 	case arm == "text":
 		types = []string{"text/plain"}
 	case slices.Contains(arms, "text"):
-		types = documentTypes
+		types = []string{TypePDF}
 	}
 	if err := enum(join(path, "media_type"), in.MediaType, types...); err != nil {
 		return err
@@ -344,8 +351,12 @@ func checkSource(path string, n *node, arms ...string) error {
 	if err := checkFilled(join(path, "data"), in.Data); err != nil || arm == "text" {
 		return err
 	}
-	if _, err := base64.StdEncoding.Strict().DecodeString(in.Data); err != nil {
+	data, err := base64.StdEncoding.Strict().DecodeString(in.Data)
+	if err != nil {
 		return fieldErrorf(join(path, "data"), "Input should be valid base64")
+	}
+	if got := MediaTypeOf(data); got != in.MediaType {
+		return fieldErrorf(join(path, "data"), "The data is not of type '%s'", in.MediaType)
 	}
 	return nil
 }

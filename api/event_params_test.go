@@ -11,7 +11,7 @@ import (
 func FuzzEventsSend(f *testing.F) {
 	for _, event := range []string{
 		`{"type":"user.message","content":[{"type":"text","text":"é\u2028"}]}`,
-		`{"type":"user.message","content":[{"text":"x","type":"text"},{"type":"image","source":{"type":"base64","media_type":"image/png","data":"aGk="}},
+		`{"type":"user.message","content":[{"text":"x","type":"text"},{"type":"image","source":{"type":"base64","media_type":"image/png","data":"iVBORw0KGgo="}},
 {"type":"image","source":{"type":"url","url":"https://example.com/x"}},{"type":"document","title":null,"source":{"type":"text","media_type":"text/plain","data":"d"}}]}`,
 		`{"type":"user.interrupt"}`, `{"type":"user.interrupt","session_thread_id":null}`, `{"type":"user.interrupt","session_thread_id":"sthr_1"}`,
 		`{"type":"user.tool_confirmation","tool_use_id":"sevt_1","result":"deny","deny_message":"no"}`,

@@ -92,7 +92,7 @@ func TestTurn(t *testing.T) {
 	if len(first) != len(turn) {
 		t.Fatalf("%v", types(first))
 	}
-	sent := r.send(id, message("two"), `{"type":"user.message","content":[{"type":"text","text":"three"},{"type":"image","source":{"type":"base64","media_type":"image/png","data":"aGk="}}]}`)
+	sent := r.send(id, message("two"), `{"type":"user.message","content":[{"type":"text","text":"three"},{"type":"image","source":{"type":"base64","media_type":"image/png","data":"iVBORw0KGgo="}}]}`)
 	if len(sent) != 2 || sent[0]["processed_at"] != nil || sent[1]["id"] == sent[0]["id"] {
 		t.Errorf("sent: %v", sent)
 	}
@@ -378,8 +378,10 @@ func TestSendRefusals(t *testing.T) {
 		`{"type":"user.message","content":[],"x":1}`: "events[0].x: Extra inputs are not permitted",
 		block(``):                          "events[0].content: List should have at least 1 item",
 		block(`{"type":"text","text":""}`): "events[0].content[0].text: String should have at least 1 character",
-		block(`{"type":"redacted"}`):       "events[0].content[0].type: A block of type 'redacted' cannot be sent",
-		block(`{"type":"search_result"}`):  "events[0].content[0].type: Input should be 'text', 'image' or 'document'",
+		block(`{"type":"text","text":" "},{"type":"text","text":"\n\t"}`):                           "events[0].content: At least one block must hold more than white space",
+		block(`{"type":"image","source":{"type":"base64","media_type":"image/png","data":"aGk="}}`): "events[0].content[0].source.data: The data is not of type 'image/png'",
+		block(`{"type":"redacted"}`):                                                                                                   "events[0].content[0].type: A block of type 'redacted' cannot be sent",
+		block(`{"type":"search_result"}`):                                                                                              "events[0].content[0].type: Input should be 'text', 'image' or 'document'",
 		block(`{"type":"image","source":{"type":"file","file_id":"f"}}`):                                                               "events[0].content[0].source.type: 'file' is not supported yet by this server: it has no files API",
 		block(`{"type":"image","source":{"type":"base64","media_type":"image/png","data":"%"}}`):                                       "events[0].content[0].source.data: Input should be valid base64",
 		block(`{"type":"image","source":{"type":"base64","media_type":"image/bmp","data":"aGk="}}`):                                    "events[0].content[0].source.media_type: Input should be 'image/jpeg', 'image/png', 'image/gif' or 'image/webp'",

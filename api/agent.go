@@ -61,8 +61,15 @@ const (
 	ToolCustom   = "custom"
 )
 
+// The tools of the agent toolset that the server runs itself; the others run in
+// the session's sandbox.
+const (
+	ToolWebFetch  = "web_fetch"
+	ToolWebSearch = "web_search"
+)
+
 // BuiltinTools are the names in the agent toolset.
-var BuiltinTools = [...]string{"bash", "edit", "read", "write", "glob", "grep", "web_fetch", "web_search"}
+var BuiltinTools = [...]string{"bash", "edit", "read", "write", "glob", "grep", ToolWebFetch, ToolWebSearch}
 
 // Tool is an entry of an agent's tools: exactly one member is set.
 type Tool struct {
@@ -128,7 +135,7 @@ type ToolConfig struct {
 // MarshalJSON adds the null url_sources that web_fetch has in replies.
 func (c ToolConfig) MarshalJSON() ([]byte, error) {
 	type plain ToolConfig
-	if c.Type != "web_fetch" {
+	if c.Type != ToolWebFetch {
 		return json.Marshal(plain(c))
 	}
 	return json.Marshal(struct {

@@ -214,11 +214,11 @@ func (p *BuiltinParams) bind(path string, n *node) error {
 		}
 	}
 	foreign := map[string]bool{
-		"allowed_domains":    p.Name != "web_fetch" && p.Name != "web_search",
-		"blocked_domains":    p.Name != "web_fetch" && p.Name != "web_search",
-		"max_content_tokens": p.Name != "web_fetch",
-		"url_sources":        p.Name != "web_fetch",
-		"user_location":      p.Name != "web_search",
+		"allowed_domains":    p.Name != ToolWebFetch && p.Name != ToolWebSearch,
+		"blocked_domains":    p.Name != ToolWebFetch && p.Name != ToolWebSearch,
+		"max_content_tokens": p.Name != ToolWebFetch,
+		"url_sources":        p.Name != ToolWebFetch,
+		"user_location":      p.Name != ToolWebSearch,
 	}
 	for _, f := range n.fields {
 		if foreign[f.name] {

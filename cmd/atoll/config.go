@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -44,8 +45,9 @@ type Config struct {
 	// hosts ("host" or "host:port") that their installs reach. They replace
 	// what was learned; a host that begins with "+" is added to it.
 	Registries map[string]map[string][]string `yaml:"registries"`
-	// CAFile is a PEM bundle with the authorities that go into templates;
-	// empty means the host's own extra ones.
+	// CAFile is a PEM bundle with the authorities that go into templates, and
+	// that the server's own web tools believe; empty means the host's own extra
+	// ones.
 	CAFile string `yaml:"ca_file"`
 	// Egress adjusts what sandboxes can reach.
 	Egress EgressConfig `yaml:"egress"`
@@ -275,6 +277,26 @@ func (c *Config) templates(log *slog.Logger, open image.OpenBox) (*image.Templat
 		CacheDir: c.Cache, Declarations: c.Templates, RegistryOverrides: c.Registries, ExtraCAFile: c.CAFile,
 		Logger: log, OpenBox: open,
 	})
+}
+
+// roots are the authorities that the server's web tools believe: what sandboxes
+// believe, they do too. nil means those of the host.
+func (c *Config) roots() (*x509.CertPool, error) {
+	if c.CAFile == "" {
+		return nil, nil
+	}
+	extra, err := image.ExtraAuthorities(c.CAFile)
+	if err != nil {
+		return nil, fmt.Errorf("ca_file: %w", err)
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		return nil, fmt.Errorf("reading the host's authorities: %w", err)
+	}
+	for _, a := range extra {
+		pool.AppendCertsFromPEM(a.PEM())
+	}
+	return pool, nil
 }
 
 func (e *EgressConfig) validate() error {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -59,9 +60,15 @@ type AgentConfig struct {
 // WebSearchConfig is a search service that answers JSON.
 type WebSearchConfig struct {
 	// URL of a search, with {query} and, if it takes them, {count}, {country},
-	// {region}, {city} and {timezone} in its query part.
+	// {region}, {city}, {timezone} and {key} in its query part.
 	URL string `yaml:"url"`
-	// Headers of each request, like an API key.
+	// KeyFile holds the service's key, where ATOLL_SEARCH_KEY does not. It goes
+	// where the URL has {key}, else into KeyHeader.
+	KeyFile string `yaml:"key_file"`
+	// KeyHeader is the header of the key; authorization, as a bearer token, if
+	// it is empty.
+	KeyHeader string `yaml:"key_header"`
+	// Headers of each request.
 	Headers map[string]string `yaml:"headers"`
 	// Results, Title, Link and Snippet say where in the reply they lie.
 	Results string `yaml:"results"`
@@ -72,6 +79,8 @@ type WebSearchConfig struct {
 	Count int `yaml:"count"`
 	// Timeout of one search.
 	Timeout Duration `yaml:"timeout"`
+
+	key string // from the environment or the file
 }
 
 // search is the service as the tools take it; nil when there is none.
@@ -79,13 +88,13 @@ func (w *WebSearchConfig) search() *toolset.Search {
 	if w.URL == "" {
 		return nil
 	}
-	return &toolset.Search{URL: w.URL, Headers: w.Headers, Results: w.Results, Title: w.Title, Link: w.Link, Snippet: w.Snippet,
+	return &toolset.Search{URL: w.URL, Key: w.key, KeyHeader: w.KeyHeader, Headers: w.Headers, Results: w.Results, Title: w.Title, Link: w.Link, Snippet: w.Snippet,
 		Count: w.Count, Timeout: time.Duration(w.Timeout)}
 }
 
-// tools makes the tools of agents.
-func (a *AgentConfig) tools(log *slog.Logger) (*toolset.Toolset, error) {
-	set, err := toolset.New(toolset.Config{Search: a.WebSearch.search(), Logger: log})
+// tools makes the tools of agents. nil roots are the host's.
+func (a *AgentConfig) tools(roots *x509.CertPool, log *slog.Logger) (*toolset.Toolset, error) {
+	set, err := toolset.New(toolset.Config{Search: a.WebSearch.search(), Roots: roots, Logger: log})
 	if err != nil {
 		return nil, fmt.Errorf("agent.web_search: %w", err)
 	}
@@ -97,17 +106,32 @@ func (m *ModelConfig) resolve(getenv func(string) string) error {
 	if text := getenv("ATOLL_MODEL_URL"); text != "" {
 		m.BaseURL = text
 	}
-	if m.key = strings.TrimSpace(getenv("ATOLL_MODEL_KEY")); m.key != "" || m.KeyFile == "" {
-		return nil
+	var err error
+	m.key, err = keyOf("model.key_file", m.KeyFile, getenv("ATOLL_MODEL_KEY"))
+	return err
+}
+
+// resolve takes in what the environment says.
+func (w *WebSearchConfig) resolve(getenv func(string) string) error {
+	var err error
+	w.key, err = keyOf("agent.web_search.key_file", w.KeyFile, getenv("ATOLL_SEARCH_KEY"))
+	return err
+}
+
+// keyOf is a key that a variable gives, or a file, or nothing.
+func keyOf(field, file, variable string) (string, error) {
+	if key := strings.TrimSpace(variable); key != "" || file == "" {
+		return key, nil
 	}
-	content, err := os.ReadFile(m.KeyFile)
+	content, err := os.ReadFile(file)
 	if err != nil {
-		return fmt.Errorf("model.key_file: %w", err)
+		return "", fmt.Errorf("%s: %w", field, err)
 	}
-	if m.key = strings.TrimSpace(string(content)); m.key == "" {
-		return fmt.Errorf("model.key_file: %s is empty", m.KeyFile)
+	key := strings.TrimSpace(string(content))
+	if key == "" {
+		return "", fmt.Errorf("%s: %s is empty", field, file)
 	}
-	return nil
+	return key, nil
 }
 
 func (m *ModelConfig) validate() error {
@@ -173,7 +197,7 @@ func (a *AgentConfig) validate() error {
 	if a.WebSearch.Count < 0 {
 		errs = append(errs, fmt.Errorf("agent.web_search.count: %d is negative", a.WebSearch.Count))
 	}
-	_, err := a.tools(nil)
+	_, err := a.tools(nil, nil)
 	errs = append(errs, err)
 	return errors.Join(errs...)
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -83,6 +84,7 @@ func TestConfigRefusals(t *testing.T) {
 		"a model that is nowhere":      {yaml: "model: {base_url: 'ftp://x', key_header: cookie, headers: {'a b': c}, max_tokens: -1}\n", want: []string{"model.base_url", "key_header", "headers", "max_tokens"}},
 		"a key in an address":          {yaml: "model: {base_url: 'https://user:secret@models.example.com'}\n", want: []string{"model.base_url: \"…\""}},
 		"a reply without room":         {yaml: "model: {base_url: 'https://models.example.com', max_tokens: 5, context_window: 5}\n", want: []string{"must be less than context_window"}},
+		"a search without its key":     {yaml: "agent: {web_search: {url: 'https://search.example.com/?q={query}&k={key}'}}\n", want: []string{"agent.web_search", "url: there is no key"}},
 		"agents without bounds":        {yaml: "agent: {max_requests: -1, max_retries: -1}\n", want: []string{"agent.max_requests", "agent.max_retries"}},
 		"listen, level, format":        {set: func(c *Config) { c.Listen, c.LogLevel, c.LogFormat = "8400", "loud", "xml" }, want: []string{"listen", "log-level", "log-format"}},
 		"a port that is none":          {set: func(c *Config) { c.Listen = "127.0.0.1:http" }, want: []string{"not a port"}},
@@ -118,6 +120,36 @@ func TestConfigRefusals(t *testing.T) {
 	}
 }
 
+// TestKeysOfOthers: a key comes from its variable, else from its file, and never from the
+// configuration itself.
+func TestKeysOfOthers(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file, empty := filepath.Join(dir, "key"), filepath.Join(dir, "empty")
+	if err := errors.Join(os.WriteFile(file, []byte(" from-file\n"), 0o600), os.WriteFile(empty, []byte("\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct{ file, variable, want, refusal string }{
+		{"", "", "", ""}, {file, "", "from-file", ""}, {file, "from-variable", "from-variable", ""}, {"", " v ", "v", ""},
+		{empty, "", "", "key_file"}, {filepath.Join(dir, "missing"), "", "", "key_file"},
+	} {
+		cfg := valid(t)
+		cfg.Model.KeyFile, cfg.Agent.WebSearch.KeyFile = test.file, test.file
+		getenv := func(name string) string {
+			return map[string]string{"ATOLL_MODEL_KEY": test.variable, "ATOLL_SEARCH_KEY": test.variable}[name]
+		}
+		for name, err := range map[string]error{"model.": cfg.Model.resolve(getenv), "agent.web_search.": cfg.Agent.WebSearch.resolve(getenv)} {
+			if (err != nil) != (test.refusal != "") || err != nil && !strings.Contains(err.Error(), name+test.refusal) {
+				t.Errorf("%+v: %v", test, err)
+			}
+		}
+		cfg.Agent.WebSearch.URL = "https://search.example.com/?q={query}"
+		if got := cfg.Agent.WebSearch.search().Key; cfg.Model.key != test.want || got != test.want {
+			t.Errorf("%+v: the model's key is %q, that of the search %q", test, cfg.Model.key, got)
+		}
+	}
+}
+
 // TestConfigurationDocument holds docs/configuration.md to the struct: every
 // field of the file and every variable has its row, and no row is left over.
 func TestConfigurationDocument(t *testing.T) {
@@ -133,7 +165,7 @@ func TestConfigurationDocument(t *testing.T) {
 			documented[name] = true
 		}
 	}
-	want := map[string]bool{"ATOLL_API_KEY": true, "ATOLL_URL": true, "ATOLL_MODEL_URL": true, "ATOLL_MODEL_KEY": true}
+	want := map[string]bool{"ATOLL_API_KEY": true, "ATOLL_URL": true, "ATOLL_MODEL_URL": true, "ATOLL_MODEL_KEY": true, "ATOLL_SEARCH_KEY": true}
 	fieldNames(reflect.TypeFor[Config](), "", want)
 	for _, flags := range []reflect.Type{reflect.TypeFor[serveCmd](), reflect.TypeFor[clientFlags]()} {
 		settingNames(flags, want)

@@ -61,7 +61,7 @@ func (f hostFlags) load(io *streams, listen string) (Config, error) {
 	if f.Config != "" {
 		errs = append(errs, cfg.readFile(f.Config))
 	}
-	errs = append(errs, cfg.Model.resolve(io.getenv), cfg.validate())
+	errs = append(errs, cfg.Model.resolve(io.getenv), cfg.Agent.WebSearch.resolve(io.getenv), cfg.validate())
 	if err := errors.Join(errs...); err != nil {
 		return Config{}, fmt.Errorf("the configuration is refused:\n%w", err)
 	}

@@ -19,7 +19,11 @@ func (w *wiring) openAgents(context.Context) error {
 	if err != nil {
 		return err
 	}
-	set, err := w.cfg.Agent.tools(w.log)
+	roots, err := w.cfg.roots()
+	if err != nil {
+		return err
+	}
+	set, err := w.cfg.Agent.tools(roots, w.log)
 	if err != nil {
 		return err
 	}

@@ -156,10 +156,10 @@ func resolveBuiltin(path string, p api.BuiltinParams, def api.ToolDefault) (api.
 		return c, badField(path, "allowed_domains and blocked_domains cannot be combined")
 	}
 	var err error
-	if c.AllowedDomains, err = domains(path+".allowed_domains", p.AllowedDomains, p.Name == "web_search"); err != nil {
+	if c.AllowedDomains, err = domains(path+".allowed_domains", p.AllowedDomains, p.Name == api.ToolWebSearch); err != nil {
 		return c, err
 	}
-	if c.BlockedDomains, err = domains(path+".blocked_domains", p.BlockedDomains, p.Name == "web_search"); err != nil {
+	if c.BlockedDomains, err = domains(path+".blocked_domains", p.BlockedDomains, p.Name == api.ToolWebSearch); err != nil {
 		return c, err
 	}
 	if p.MaxContentTokens.Given() {

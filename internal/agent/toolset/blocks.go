@@ -4,10 +4,12 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"unicode/utf8"
 
+	"github.com/atoll-run/atoll/api"
 	"github.com/atoll-run/atoll/internal/sandbox"
 )
 
@@ -18,9 +20,6 @@ const (
 	maxDocument   = 8 << 20 // bytes of a PDF
 	maxBlocks     = 64
 )
-
-// imageTypes are what the Messages API takes.
-var imageTypes = []string{"image/jpeg", "image/png", "image/gif", "image/webp"}
 
 // source is where the data of a block is.
 type source struct {
@@ -35,6 +34,27 @@ func dataBlock(kind, mediaType string, data []byte) json.RawMessage {
 		Type   string `json:"type"`
 		Source source `json:"source"`
 	}{kind, source{"base64", mediaType, base64.StdEncoding.EncodeToString(data)}})
+}
+
+// isMedia tells whether a media type is one of which blocks can be made.
+func isMedia(mediaType string) bool { return mediaType == api.TypePDF || api.IsImageType(mediaType) }
+
+// mediaBlock is an image or a PDF as a block, of the type that its bytes tell:
+// what it is called may be wrong, and a block that is not what it says would be
+// refused with the whole conversation.
+func mediaBlock(data []byte) (json.RawMessage, error) {
+	kind, most := "image", maxImage
+	mediaType := api.MediaTypeOf(data)
+	if mediaType == api.TypePDF {
+		kind, most = "document", maxDocument
+	}
+	switch {
+	case mediaType == "":
+		return nil, errors.New("its content is neither an image nor a PDF")
+	case len(data) > most:
+		return nil, fmt.Errorf("its %d bytes are more than the %d that a block may have", len(data), most)
+	}
+	return dataBlock(kind, mediaType, data), nil
 }
 
 // searchBlock is a search_result block; content is not empty.

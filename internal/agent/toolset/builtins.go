@@ -1,6 +1,9 @@
 package toolset
 
-import "github.com/atoll-run/atoll/internal/sandbox"
+import (
+	"github.com/atoll-run/atoll/api"
+	"github.com/atoll-run/atoll/internal/sandbox"
+)
 
 // sandboxTools are the built-in tools that run inside the sandbox.
 var sandboxTools = []string{sandbox.ToolBash, sandbox.ToolRead, sandbox.ToolWrite, sandbox.ToolEdit, sandbox.ToolGlob, sandbox.ToolGrep}
@@ -39,8 +42,8 @@ var builtins = []builtin{
 	{sandbox.ToolGrep, "Search the content of files for a regular expression. Lines come as path:line:text.",
 		`{"type":"object","properties":{"pattern":{"type":"string","description":"The regular expression"},` +
 			`"path":{"type":"string","description":"The file or directory to search; the working directory if absent"}},"required":["pattern"]}`},
-	{webFetch, "Fetch a web page and give it as text; PDFs and images are given as they are.",
+	{api.ToolWebFetch, "Fetch a web page and give it as text; PDFs and images are given as they are.",
 		`{"type":"object","properties":{"url":{"type":"string","description":"The http or https address"}},"required":["url"]}`},
-	{webSearch, "Search the web. Gives titles, addresses and excerpts of the results.",
+	{api.ToolWebSearch, "Search the web. Gives titles, addresses and excerpts of the results.",
 		`{"type":"object","properties":{"query":{"type":"string","description":"What to look for"}},"required":["query"]}`},
 }

@@ -43,21 +43,37 @@ type world struct {
 // newWorld serves handler on port 80 of a loopback address, or on any port.
 func newWorld(t *testing.T, port80 bool, handler http.Handler, hosts ...string) *world {
 	t.Helper()
-	w := &world{}
+	port := 0
+	if port80 {
+		port = 80
+	}
+	return serve(t, listen(t, port), handler, hosts...)
+}
+
+// listen listens on a port of an address of loopback, or on any port.
+func listen(t *testing.T, port int) net.Listener {
+	t.Helper()
 	var l net.Listener
 	var err error
-	if port80 {
+	if port == 0 {
+		l, err = net.Listen("tcp", "127.0.0.1:0")
+	} else {
 		for i := 2; i < 250; i++ { // other tests may be there
-			if l, err = net.Listen("tcp", netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 77, 3, byte(i)}), 80).String()); err == nil {
+			if l, err = net.Listen("tcp", netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 77, 3, byte(i)}), uint16(port)).String()); err == nil {
 				break
 			}
 		}
-	} else {
-		l, err = net.Listen("tcp", "127.0.0.1:0")
 	}
 	if err != nil {
 		t.Skipf("needs to listen: %v", err)
 	}
+	return l
+}
+
+// serve serves handler where l listens, for all the hosts.
+func serve(t *testing.T, l net.Listener, handler http.Handler, hosts ...string) *world {
+	t.Helper()
+	w := &world{}
 	at := l.Addr().(*net.TCPAddr).AddrPort()
 	w.port = int(at.Port())
 	server := &http.Server{Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {

@@ -3,6 +3,7 @@ package toolset
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -35,11 +36,12 @@ const (
 
 // server is an MCP server of the agent's, connected when it is first needed.
 type server struct {
-	log  *slog.Logger
-	name string
-	url  string
-	set  *api.Toolset
-	dial Dial
+	log   *slog.Logger
+	roots *x509.CertPool
+	name  string
+	url   string
+	set   *api.Toolset
+	dial  Dial
 
 	mu     sync.Mutex // one connects, the others wait
 	conn   *mcp.ClientSession
@@ -47,8 +49,8 @@ type server struct {
 	listed []*mcp.Tool // of conn
 }
 
-func newServer(log *slog.Logger, m api.MCPServer, set *api.Toolset, dial Dial) *server {
-	return &server{log: log, name: m.Name, url: m.URL, set: set, dial: dial}
+func newServer(t *Toolset, m api.MCPServer, set *api.Toolset, dial Dial) *server {
+	return &server{log: t.log, roots: t.roots, name: m.Name, url: m.URL, set: set, dial: dial}
 }
 
 // tools lists the server's tools that the agent has enabled.
@@ -97,7 +99,7 @@ func (m *server) connect(ctx context.Context) *ServerError {
 	if m.dial == nil {
 		return &ServerError{Server: m.name, Err: errors.New("this server makes no MCP connections")}
 	}
-	m.wire = newWire(m.dial)
+	m.wire = &wire{transport: transport(m.dial, m.roots)}
 	client := mcp.NewClient(&mcp.Implementation{Name: "atoll", Version: "1"}, nil)
 	within, cancel := context.WithTimeout(ctx, connectTime)
 	defer cancel()
@@ -284,8 +286,6 @@ type wire struct {
 	status int               // of the last reply
 	failed *egress.DialError // of the last connection, if it failed
 }
-
-func newWire(dial Dial) *wire { return &wire{transport: transport(dial)} }
 
 func (w *wire) client() *http.Client {
 	return &http.Client{Transport: w, CheckRedirect: func(req *http.Request, via []*http.Request) error {

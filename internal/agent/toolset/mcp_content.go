@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -81,11 +80,10 @@ func mcpContent(c mcp.Content) (text string, data json.RawMessage) {
 
 // dataOf is data as a block if the model can take it, else a word about it.
 func dataOf(what, mediaType string, data []byte) (string, json.RawMessage) {
-	switch {
-	case slices.Contains(imageTypes, mediaType) && len(data) > 0 && len(data) <= maxImage:
-		return "", dataBlock("image", mediaType, data)
-	case mediaType == "application/pdf" && len(data) > 0 && len(data) <= maxDocument:
-		return "", dataBlock("document", mediaType, data)
+	if isMedia(mediaType) {
+		if b, err := mediaBlock(data); err == nil {
+			return "", b
+		}
 	}
 	return fmt.Sprintf("[%s of type %s, %d bytes, cannot be shown]", what, oneLine(mediaType, 100), len(data)), nil
 }

@@ -154,7 +154,7 @@ func TestMCP(t *testing.T) {
 	call("add", []int{1}, "invalid add input: not an object", true)
 	call("long", nil, "[output truncated: the whole text, 250000 bytes, is in ", false)
 	if _, others, r := run(t, s, toolset.Call{Server: "my server", Name: "picture"}, nil); r.IsError || len(others) != 1 ||
-		string(others[0]) != `{"type":"image","source":{"type":"base64","media_type":"image/png","data":"iVBORw=="}}` {
+		string(others[0]) != `{"type":"image","source":{"type":"base64","media_type":"image/png","data":"iVBORw0KGgo="}}` {
 		t.Errorf("picture: %s", others)
 	}
 	if text, _, r := run(t, s, toolset.Call{Server: "no server", Name: "add"}, nil); !r.IsError || !strings.Contains(text, "no MCP server") {

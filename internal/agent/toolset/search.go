@@ -21,11 +21,15 @@ import (
 
 // Search is a JSON search endpoint: what web_search asks.
 type Search struct {
-	// URL with {query}, and optionally {count}, {country}, {region}, {city} and
-	// {timezone} of the tool's user_location, each in the query part; they are
-	// escaped when they are put in.
+	// URL with {query}, and optionally {count}, {key}, and {country}, {region},
+	// {city} and {timezone} of the tool's user_location, each in the query part;
+	// they are escaped when they are put in.
 	URL string
-	// Headers of each request, like an API key.
+	// Key of the endpoint, or empty. It goes where URL has {key}, else into the
+	// header KeyHeader; an empty KeyHeader is Authorization, where it stands as a
+	// bearer token.
+	Key, KeyHeader string
+	// Headers of each request, beside the key's.
 	Headers map[string]string
 	// Results is the path of the list of results in the reply: names with dots
 	// between, empty for a reply that is the list. Title, Link and Snippet are
@@ -57,9 +61,10 @@ func (c Search) Validate() error {
 		errs = append(errs, errors.New("url: places to fill belong behind the question mark"))
 	default:
 		if rest := c.fill("q", nil); strings.ContainsAny(rest, "{}") {
-			errs = append(errs, errors.New("url: only {query}, {count}, {country}, {region}, {city} and {timezone} are filled"))
+			errs = append(errs, errors.New("url: only {query}, {count}, {country}, {region}, {city}, {timezone} and {key} are filled"))
 		}
 	}
+	errs = append(errs, c.validateKey())
 	for _, name := range slices.Sorted(maps.Keys(c.Headers)) {
 		if !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidHeaderFieldValue(c.Headers[name]) {
 			errs = append(errs, fmt.Errorf("headers: %q is not a header", name))
@@ -69,6 +74,44 @@ func (c Search) Validate() error {
 		errs = append(errs, fmt.Errorf("count: %d is not between 1 and %d", c.Count, maxCount))
 	}
 	return errors.Join(errs...)
+}
+
+// validateKey tells what is wrong with where the key goes. No error holds it.
+func (c Search) validateKey() error {
+	inURL := strings.Contains(c.URL, keyPlace)
+	name, value := c.keyHeader()
+	var errs []error
+	switch {
+	case inURL && c.Key == "":
+		errs = append(errs, errors.New("url: there is no key to put in the place of {key}"))
+	case inURL && c.KeyHeader != "":
+		errs = append(errs, errors.New("key_header: the key goes into the url, which has {key}"))
+	case c.KeyHeader != "" && c.Key == "":
+		errs = append(errs, errors.New("key_header: there is no key"))
+	}
+	if !httpguts.ValidHeaderFieldName(name) {
+		errs = append(errs, fmt.Errorf("key_header: %q is not the name of a header", name))
+	}
+	if !httpguts.ValidHeaderFieldValue(value) {
+		errs = append(errs, errors.New("key: the key has characters that no header takes"))
+	}
+	for other := range c.Headers {
+		if c.Key != "" && !inURL && strings.EqualFold(other, name) {
+			errs = append(errs, fmt.Errorf("headers: %s is the key's", name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// keyPlace is where the key goes in an address.
+const keyPlace = "{key}"
+
+// keyHeader is the header that shows the key.
+func (c Search) keyHeader() (name, value string) {
+	if c.KeyHeader == "" || strings.EqualFold(c.KeyHeader, "authorization") {
+		return "Authorization", "Bearer " + c.Key
+	}
+	return c.KeyHeader, c.Key
 }
 
 func (c Search) withDefaults() Search {
@@ -94,7 +137,7 @@ func (c Search) fill(query string, at *api.UserLocation) string {
 	if at == nil {
 		at = &api.UserLocation{}
 	}
-	values := []string{"{query}", url.QueryEscape(query), "{count}", strconv.Itoa(c.Count)}
+	values := []string{"{query}", url.QueryEscape(query), "{count}", strconv.Itoa(c.Count), keyPlace, url.QueryEscape(c.Key)}
 	for name, value := range map[string]string{"country": at.Country, "region": at.Region, "city": at.City, "timezone": at.Timezone} {
 		values = append(values, "{"+name+"}", url.QueryEscape(value))
 	}
@@ -110,30 +153,30 @@ func (s *Session) search(ctx context.Context, call Call, config api.ToolConfig) 
 		Query string `json:"query"`
 	}
 	if err := decode(call.Input, &in); err != nil || strings.TrimSpace(in.Query) == "" || len(in.Query) > maxQuery {
-		return textResult(true, "%s: %s: give what to look for as the string query, at most %d bytes", webSearch, codeInput, maxQuery), nil
+		return textResult(true, "%s: %s: give what to look for as the string query, at most %d bytes", api.ToolWebSearch, codeInput, maxQuery), nil
 	}
 	c := s.toolset.search
 	if c == nil {
-		return textResult(true, "%s: %s: this server has no search endpoint configured", webSearch, codeUnavailable), nil
+		return textResult(true, "%s: %s: this server has no search endpoint configured", api.ToolWebSearch, codeUnavailable), nil
 	}
 	at := site{s.cfg.Web, config.AllowedDomains, config.BlockedDomains}
 	if err := at.check(&url.URL{Scheme: "https", Host: "any.invalid"}); noHosts(err) {
-		return textResult(true, "%s: %v", webSearch, err), nil
+		return textResult(true, "%s: %v", api.ToolWebSearch, err), nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	body, err := s.toolset.ask(ctx, c.fill(in.Query, config.UserLocation))
 	if err != nil {
 		if errors.Is(context.Cause(ctx), ErrCancelled) {
-			return textResult(true, "%s: interrupted", webSearch), nil
+			return textResult(true, "%s: interrupted", api.ToolWebSearch), nil
 		}
 		s.toolset.log.WarnContext(ctx, "the search endpoint failed", "session_id", s.cfg.ID, "error", err)
-		return textResult(true, "%s: %s: the search endpoint failed", webSearch, codeUnavailable), nil
+		return textResult(true, "%s: %s: the search endpoint failed", api.ToolWebSearch, codeUnavailable), nil
 	}
 	hits, err := c.hits(body)
 	if err != nil {
 		s.toolset.log.WarnContext(ctx, "the search endpoint gave an unusable reply", "error", err)
-		return textResult(true, "%s: %s: the search endpoint gave an unusable reply", webSearch, codeUnavailable), nil
+		return textResult(true, "%s: %s: the search endpoint gave an unusable reply", api.ToolWebSearch, codeUnavailable), nil
 	}
 	return showHits(hits, at, c.Count), nil
 }
@@ -180,6 +223,9 @@ func (t *Toolset) ask(ctx context.Context, address string) ([]byte, error) {
 	req.Header.Set("User-Agent", userAgent)
 	for name, value := range t.search.Headers {
 		req.Header.Set(name, value)
+	}
+	if t.search.Key != "" && !strings.Contains(t.search.URL, keyPlace) {
+		req.Header.Set(t.search.keyHeader())
 	}
 	resp, err := t.searchClient.Do(req)
 	if err != nil {

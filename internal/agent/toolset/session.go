@@ -3,6 +3,7 @@ package toolset
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,6 +21,8 @@ import (
 // Toolset opens Sessions. Its methods may be called at the same time.
 type Toolset struct {
 	log          *slog.Logger
+	roots        *x509.CertPool // nil: the host's
+	fetchTime    time.Duration
 	search       *Search // nil: there is none
 	searchClient *http.Client
 }
@@ -29,7 +32,10 @@ func New(cfg Config) (*Toolset, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	t := &Toolset{log: cfg.Logger}
+	t := &Toolset{log: cfg.Logger, roots: cfg.Roots, fetchTime: cfg.FetchTime}
+	if t.fetchTime == 0 {
+		t.fetchTime = time.Minute
+	}
 	if cfg.Search != nil {
 		if err := cfg.Search.Validate(); err != nil {
 			return nil, fmt.Errorf("search endpoint: %w", err)
@@ -64,7 +70,7 @@ func (t *Toolset) Open(cfg SessionConfig) *Session {
 		}
 		for _, m := range cfg.MCPServers {
 			if m.Name == tool.Toolset.MCPServerName {
-				s.servers = append(s.servers, newServer(t.log, m, tool.Toolset, cfg.DialMCP))
+				s.servers = append(s.servers, newServer(t, m, tool.Toolset, cfg.DialMCP))
 			}
 		}
 	}
@@ -118,7 +124,7 @@ func (s *Session) builtins(set *api.Toolset) []Tool {
 	var tools []Tool
 	for _, b := range builtins {
 		config := configOf(set, b.name)
-		if !config.Enabled || b.name == webSearch && s.toolset.search == nil {
+		if !config.Enabled || b.name == api.ToolWebSearch && s.toolset.search == nil {
 			continue
 		}
 		tools = append(tools, Tool{Kind: KindBuiltin, ModelName: b.name, Name: b.name,
@@ -180,9 +186,9 @@ func (s *Session) Run(ctx context.Context, call Call) (Result, error) {
 		return textResult(true, "%s: there is no such tool", oneLine(call.Name, 100)), nil
 	case !config.Enabled:
 		return textResult(true, "%s: this tool is not enabled", call.Name), nil
-	case call.Name == webFetch:
+	case call.Name == api.ToolWebFetch:
 		return s.onServer(ctx, call, func(ctx context.Context, call Call) (Result, error) { return s.fetch(ctx, call, config) })
-	case call.Name == webSearch:
+	case call.Name == api.ToolWebSearch:
 		return s.onServer(ctx, call, func(ctx context.Context, call Call) (Result, error) { return s.search(ctx, call, config) })
 	}
 	return s.inSandbox(ctx, call)

@@ -16,10 +16,12 @@ package toolset
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net"
+	"time"
 
 	"github.com/atoll-run/atoll/api"
 	"github.com/atoll-run/atoll/internal/egress"
@@ -117,6 +119,11 @@ type Config struct {
 	// Search is what web_search asks; nil means that the tool is not offered and
 	// that a call of it is an error.
 	Search *Search
+	// Roots are the authorities that web_fetch and the connections to MCP servers
+	// believe; nil means those of the host.
+	Roots *x509.CertPool
+	// FetchTime bounds one web_fetch; zero means a minute.
+	FetchTime time.Duration
 	// Logger receives what goes wrong outside of tools; nil discards.
 	Logger *slog.Logger
 }

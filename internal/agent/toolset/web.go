@@ -3,6 +3,8 @@ package toolset
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -24,18 +26,12 @@ import (
 	"github.com/atoll-run/atoll/internal/egress"
 )
 
-const (
-	webFetch  = "web_fetch"
-	webSearch = "web_search"
-)
-
 // The limits of one fetch.
 const (
 	maxURL       = 2048
 	maxRedirects = 10
 	maxBody      = 10 << 20 // bytes after decompression
-	fetchTime    = 60 * time.Second
-	tokenBytes   = 4 // a token is taken for this many characters
+	tokenBytes   = 4        // a token is taken for this many characters
 )
 
 // refusal is a tool error with a code of the web tools.
@@ -144,14 +140,14 @@ func (s *Session) fetch(ctx context.Context, call Call, config api.ToolConfig) (
 		URL string `json:"url"`
 	}
 	if err := decode(call.Input, &in); err != nil || in.URL == "" {
-		return textResult(true, "%s: %s: give the address as the string url", webFetch, codeInput), nil
+		return textResult(true, "%s: %s: give the address as the string url", api.ToolWebFetch, codeInput), nil
 	}
 	at := site{s.cfg.Web, config.AllowedDomains, config.BlockedDomains}
-	ctx, cancel := context.WithTimeout(ctx, fetchTime)
+	ctx, cancel := context.WithTimeout(ctx, s.toolset.fetchTime)
 	defer cancel()
 	page, err := s.get(ctx, at, in.URL)
 	if err != nil {
-		return s.webFailure(ctx, webFetch, err), nil
+		return s.webFailure(ctx, api.ToolWebFetch, err), nil
 	}
 	return s.show(ctx, call, page, config.MaxContentTokens), nil
 }
@@ -174,7 +170,7 @@ func (s *Session) get(ctx context.Context, at site, raw string) (page, error) {
 		return page{}, refuse(codeUnavailable, "this server makes no web connections")
 	}
 	client := &http.Client{
-		Transport: transport(s.cfg.DialWeb),
+		Transport: transport(s.cfg.DialWeb, s.toolset.roots),
 		CheckRedirect: func(req *http.Request, via []*http.Request) error {
 			if len(via) > maxRedirects {
 				return refuse(codeUnreachable, "more than %d redirects", maxRedirects)
@@ -227,30 +223,25 @@ func newPage(u *url.URL, contentType string, body []byte) page {
 }
 
 // transport connects through a session's guard, and through no proxy.
-func transport(dial Dial) *http.Transport {
+func transport(dial Dial, roots *x509.CertPool) *http.Transport {
 	return &http.Transport{
-		DialContext: dial, ForceAttemptHTTP2: true, MaxIdleConns: 8, IdleConnTimeout: 30 * time.Second,
+		DialContext: dial, TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: true, MaxIdleConns: 8, IdleConnTimeout: 30 * time.Second,
 		TLSHandshakeTimeout: 20 * time.Second, ResponseHeaderTimeout: 45 * time.Second, MaxResponseHeaderBytes: 256 << 10,
 	}
 }
 
 // show makes content blocks of a page.
 func (s *Session) show(ctx context.Context, call Call, p page, maxTokens *int) Result {
-	switch {
-	case p.mediaType == "application/pdf":
-		if len(p.body) > maxDocument {
-			return textResult(true, "%s: %s: the PDF is longer than %d bytes", webFetch, codeUnreachable, maxDocument)
+	if isMedia(p.mediaType) {
+		b, err := mediaBlock(p.body)
+		if err != nil {
+			return textResult(true, "%s: %s: %s is called %s: %v", api.ToolWebFetch, codeType, oneLine(p.url.String(), maxURL), p.mediaType, err)
 		}
-		return Result{Content: blocks(textBlock("URL: "+p.url.String()), dataBlock("document", p.mediaType, p.body))}
-	case slices.Contains(imageTypes, p.mediaType):
-		if len(p.body) > maxImage {
-			return textResult(true, "%s: %s: the image is longer than %d bytes", webFetch, codeUnreachable, maxImage)
-		}
-		return Result{Content: blocks(textBlock("URL: "+p.url.String()), dataBlock("image", p.mediaType, p.body))}
+		return Result{Content: blocks(textBlock("URL: "+p.url.String()), b)}
 	}
 	title, text, ok := p.text()
 	if !ok {
-		return textResult(true, "%s: %s: %s is not text, a PDF or an image", webFetch, codeType, oneLine(p.mediaType, 100))
+		return textResult(true, "%s: %s: %s is not text, a PDF or an image", api.ToolWebFetch, codeType, oneLine(p.mediaType, 100))
 	}
 	head := "URL: " + p.url.String()
 	if title != "" {
@@ -315,7 +306,13 @@ func (s *Session) webFailure(ctx context.Context, tool string, err error) Result
 	if cause := context.Cause(ctx); errors.Is(cause, ErrCancelled) {
 		return textResult(true, "%s: interrupted", tool)
 	} else if errors.Is(cause, context.DeadlineExceeded) {
-		return textResult(true, "%s: %s: no answer within %s", tool, codeUnreachable, fetchTime)
+		return textResult(true, "%s: %s: no answer within %s", tool, codeUnreachable, s.toolset.fetchTime)
+	}
+	if cert, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return textResult(true, "%s: %s: the TLS certificate is not valid: %s", tool, codeUnreachable, oneLine(cert.Err.Error(), 300))
+	}
+	if slow, ok := errors.AsType[net.Error](err); ok && slow.Timeout() {
+		return textResult(true, "%s: %s: the server did not answer in time", tool, codeUnreachable)
 	}
 	s.toolset.log.DebugContext(ctx, "a web tool failed", "session_id", s.cfg.ID, "tool", tool, "error", err)
 	return textResult(true, "%s: %s: the connection failed", tool, codeUnreachable)

@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -37,7 +38,9 @@ func site(t *testing.T) http.Handler {
 	write("/plain", "text/plain; charset=utf-8", []byte("plain ü"))
 	write("/json", "application/json", []byte(`{"a":1}`))
 	write("/pdf", "application/pdf", []byte("%PDF-1.7"))
-	write("/png", "image/png", []byte("\x89PNG"))
+	write("/png", "image/png", []byte("\x89PNG\r\n\x1a\n"))
+	write("/gif-called-png", "image/png", []byte("GIF89a"))
+	write("/page-called-png", "image/png", []byte(article))
 	write("/zip", "application/zip", []byte("PK"))
 	write("/long", "text/plain", []byte(strings.Repeat("word ", 60_000)))
 	write("/huge", "text/plain", make([]byte, 11<<20))
@@ -100,6 +103,7 @@ func TestFetch(t *testing.T) {
 		web + "/500":                          "web_fetch: url_not_accessible: web.example.com answered 500",
 		web + "/429":                          "web_fetch: too_many_requests",
 		web + "/zip":                          "web_fetch: unsupported_content_type: application/zip",
+		web + "/page-called-png":              "web_fetch: unsupported_content_type: http://web.example.com/page-called-png is called image/png: its content is neither an image nor a PDF",
 		web + "/huge":                         "web_fetch: url_not_accessible: the content is longer than",
 		web + "/bomb":                         "web_fetch: url_not_accessible: the content is longer than",
 		"ftp://web.example.com/":              "web_fetch: invalid_input",
@@ -116,7 +120,8 @@ func TestFetch(t *testing.T) {
 		t.Errorf("requests went where none may: %s", asked)
 	}
 	for path, want := range map[string]string{"/pdf": `{"type":"document","source":{"type":"base64","media_type":"application/pdf","data":"JVBERi0xLjc="}}`,
-		"/png": `{"type":"image","source":{"type":"base64","media_type":"image/png","data":"iVBORw=="}}`} {
+		"/gif-called-png": `{"type":"image","source":{"type":"base64","media_type":"image/gif","data":"R0lGODlh"}}`,
+		"/png":            `{"type":"image","source":{"type":"base64","media_type":"image/png","data":"iVBORw0KGgo="}}`} {
 		if _, others, r := run(t, s, toolset.Call{Name: "web_fetch"}, map[string]string{"url": web + path}); r.IsError || len(others) != 1 || string(others[0]) != want {
 			t.Errorf("%s: %s", path, others)
 		}
@@ -258,6 +263,45 @@ func TestSearch(t *testing.T) {
 	for _, tool := range offered {
 		if tool.Name == "web_search" {
 			t.Error("a search that is not there is offered")
+		}
+	}
+}
+
+// The key goes to one place of the request, and into no result or log.
+func TestSearchKey(t *testing.T) {
+	var asked string
+	endpoint := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked = fmt.Sprintf("%s auth=%q x-token=%q", r.URL.RawQuery, r.Header.Get("Authorization"), r.Header.Get("X-Token"))
+		w.WriteHeader(http.StatusForbidden)
+	}))
+	defer endpoint.Close()
+	policy := compile(t, egress.Spec{Mode: egress.ModeUnrestricted})
+	for want, search := range map[string]toolset.Search{
+		`q=x auth="Bearer s&cret" x-token=""`:    {URL: endpoint.URL + "/?q={query}"},
+		`q=x auth="" x-token="s&cret"`:           {URL: endpoint.URL + "/?q={query}", KeyHeader: "X-Token"},
+		`q=x&k=s%26cret auth="" x-token="plain"`: {URL: endpoint.URL + "/?q={query}&k={key}", Headers: map[string]string{"X-Token": "plain"}},
+	} {
+		search.Key = "s&cret"
+		var log bytes.Buffer
+		s := open(t, toolset.Config{Search: &search, Logger: slog.New(slog.NewTextHandler(&log, nil))}, toolset.SessionConfig{Tools: agentToolset(), Web: policy})
+		got, _, r := run(t, s, toolset.Call{Name: "web_search"}, map[string]string{"query": "x"})
+		if asked != want {
+			t.Errorf("the endpoint was asked %s, want %s", asked, want)
+		}
+		if all := got + log.String(); !r.IsError || log.Len() == 0 || strings.Contains(all, "s&cret") || strings.Contains(all, "s%26cret") {
+			t.Errorf("the result or the log tell the key, or nothing: %s", all)
+		}
+	}
+	for want, bad := range map[string]toolset.Search{
+		"no key to put":        {URL: "https://search.example.com/?q={query}&k={key}"},
+		"there is no key":      {URL: "https://search.example.com/?q={query}", KeyHeader: "X-Token"},
+		"goes into the url":    {URL: "https://search.example.com/?q={query}&k={key}", KeyHeader: "X-Token", Key: "s"},
+		"name of a header":     {URL: "https://search.example.com/?q={query}", KeyHeader: "a b", Key: "s"},
+		"no header takes":      {URL: "https://search.example.com/?q={query}", Key: "secret\n"},
+		"X-Token is the key's": {URL: "https://search.example.com/?q={query}", KeyHeader: "X-Token", Key: "s", Headers: map[string]string{"x-token": "t"}},
+	} {
+		if err := bad.Validate(); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%+v: %v, want %q", bad, err, want)
 		}
 	}
 }

@@ -36,7 +36,7 @@ def odd() -> str:
 
 @server.tool(structured_output=False)
 def picture() -> Image:
-    return Image(data=b"\x89PNG", format="png")
+    return Image(data=b"\x89PNG\r\n\x1a\n", format="png")
 
 
 @server.tool()

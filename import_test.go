@@ -39,7 +39,7 @@ var house = map[string]struct{ imports, tests []string }{
 	"internal/httpapi":          {imports: []string{"api", "internal/control", "internal/sandbox", "internal/egress"}, tests: []string{"internal/store", "internal/httpapi/wiretest", "internal/control/looptest"}},
 	// wiretest holds replies to the official OpenAPI document.
 	"internal/httpapi/wiretest": {},
-	"internal/agent":            {imports: []string{"api", "internal/control", "internal/agent/toolset"}, tests: []string{"internal/store", "internal/agent/modeltest"}},
+	"internal/agent":            {imports: []string{"api", "internal/control", "internal/agent/toolset"}, tests: []string{"internal/store", "internal/agent/modeltest", "internal/httpapi/wiretest"}},
 	// modeltest is a scripted model; it is given from outside, so it knows nothing of this module.
 	"internal/agent/modeltest": {},
 	// toolset runs tool calls; it knows nothing of sessions' records or of who may do what.

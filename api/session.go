@@ -53,13 +53,21 @@ type SessionStats struct {
 	ActiveSeconds   *float64 `json:"active_seconds,omitempty"`
 }
 
-// SessionUsage counts a session's tokens.
+// SessionUsage counts a session's tokens, and what else it used.
 type SessionUsage struct {
-	InputTokens          *int           `json:"input_tokens,omitempty"`
-	OutputTokens         *int           `json:"output_tokens,omitempty"`
-	CacheReadInputTokens *int           `json:"cache_read_input_tokens,omitempty"`
-	CacheCreation        *CacheCreation `json:"cache_creation,omitempty"`
-	ActiveSeconds        *float64       `json:"active_seconds,omitempty"`
+	InputTokens          *int             `json:"input_tokens,omitempty"`
+	OutputTokens         *int             `json:"output_tokens,omitempty"`
+	CacheReadInputTokens *int             `json:"cache_read_input_tokens,omitempty"`
+	CacheCreation        *CacheCreation   `json:"cache_creation,omitempty"`
+	ServerToolUse        *ServerToolUsage `json:"server_tool_use,omitempty"`
+	ActiveSeconds        *float64         `json:"active_seconds,omitempty"`
+}
+
+// ServerToolUsage counts the calls of tools that the server ran, whatever came
+// of them.
+type ServerToolUsage struct {
+	WebFetchRequests  int `json:"web_fetch_requests"`
+	WebSearchRequests int `json:"web_search_requests"`
 }
 
 // CacheCreation counts the tokens written to the prompt cache, by how long

@@ -223,6 +223,19 @@ func TestInterrupt(t *testing.T) {
 		w.say(modeltest.Script{{Text: "again"}})
 		equal(t, "messages", texts(t, w.untilIdle(2)), []string{"again"})
 	})
+	t.Run("before the tools are known", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		listing := make(chan struct{})
+		w.tools.listing = listing
+		w.say(modeltest.Script{{Text: "never"}})
+		<-listing
+		w.queue(api.EventUserInterrupt, api.InterruptFields{})
+		equal(t, "events", kinds(w.untilIdle(1)), []string{api.EventSessionRunning, api.EventThreadRunning, api.EventUserMessage, api.EventUserInterrupt,
+			api.EventThreadIdle, api.EventSessionUsage, api.EventSessionIdle})
+		w.say(modeltest.Script{{Text: "again"}})
+		equal(t, "messages", texts(t, w.untilIdle(2)), []string{"again"})
+	})
 	t.Run("while it waits", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t, builtin("bash", "always_ask"))
@@ -239,6 +252,38 @@ func TestInterrupt(t *testing.T) {
 		w.queue(api.EventUserInterrupt, api.InterruptFields{})
 		log := w.until("the interrupt", func(log []control.EventRecord) bool { return len(log) > 0 })
 		equal(t, "events", kinds(log), []string{api.EventUserInterrupt})
+	})
+}
+
+// What waits behind an interrupted turn begins the next one; a message that is
+// interrupted before its turn has begun is not answered.
+func TestInterruptAndMessages(t *testing.T) {
+	t.Parallel()
+	message := func(s modeltest.Script) control.EventRecord {
+		return input(t, api.EventUserMessage, api.MessageFields{Content: []json.RawMessage{text(s.Message())}})
+	}
+	stop := func() control.EventRecord { return input(t, api.EventUserInterrupt, api.InterruptFields{}) }
+	t.Run("in a turn", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, builtin("bash", "always_allow"))
+		w.tools.hold = make(chan struct{})
+		w.say(modeltest.Script{{Tools: []modeltest.ToolUse{use("bash", `{}`)}}, {Text: "never"}})
+		<-w.tools.begun
+		w.queueAll(message(modeltest.Script{{Text: "the next"}}), stop())
+		log := w.untilIdle(2)
+		equal(t, "messages", texts(t, log), []string{"the next"})
+		equal(t, "events", kinds(log)[6:], []string{api.EventAgentToolResult, api.EventUserInterrupt, api.EventThreadIdle, api.EventSessionUsage, api.EventSessionIdle,
+			api.EventSessionRunning, api.EventThreadRunning, api.EventUserMessage, api.EventModelRequestStart, api.EventAgentMessage, api.EventModelRequestEnd,
+			api.EventThreadIdle, api.EventSessionUsage, api.EventSessionIdle})
+	})
+	t.Run("before a turn", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		w.queueAll(message(modeltest.Script{{Text: "never"}}), stop(), message(modeltest.Script{{Text: "the next"}}))
+		log := w.untilIdle(2)
+		equal(t, "messages", texts(t, log), []string{"the next"})
+		equal(t, "events", kinds(log)[:7], []string{api.EventSessionRunning, api.EventThreadRunning, api.EventUserMessage, api.EventUserInterrupt,
+			api.EventThreadIdle, api.EventSessionUsage, api.EventSessionIdle})
 	})
 }
 
@@ -263,5 +308,49 @@ func TestPausedTurn(t *testing.T) {
 	equal(t, "messages", texts(t, log), []string{"half, " + modeltest.Paused, "whole"})
 	if errs := of(log, api.EventSessionError); len(errs) > 0 {
 		t.Errorf("errors: %s", show(errs))
+	}
+}
+
+// The session's usage counts what the server ran for the agent, and not what was
+// denied or runs elsewhere.
+func TestServerToolUse(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, builtin("web_fetch", "always_allow"), builtin("web_search", "always_ask"), builtin("bash", "always_allow"), mcp("srv", "web_fetch", "always_allow"))
+	w.say(modeltest.Script{{Tools: []modeltest.ToolUse{use("web_fetch", `{"url":"a"}`), use("web_search", `{"query":"b"}`), use("web_search", `{"query":"c"}`),
+		use("web_fetch", `{"url":"d"}`), use("bash", `{}`), use("mcp__srv__web_fetch", `{}`)}}})
+	asked := fields[api.IdleFields](t, of(w.untilIdle(1), api.EventSessionIdle)[0]).StopReason.EventIDs
+	w.queue(api.EventUserToolConfirmation, api.ConfirmationFields{ToolUseID: asked[0], Result: "allow"})
+	w.queue(api.EventUserToolConfirmation, api.ConfirmationFields{ToolUseID: asked[1], Result: "deny"})
+	log := w.until("the end", func(log []control.EventRecord) bool {
+		idles := of(log, api.EventSessionIdle)
+		return len(idles) > 1 && fields[api.IdleFields](t, idles[len(idles)-1]).StopReason.Type == api.StopEndTurn
+	})
+	want := api.ServerToolUsage{WebFetchRequests: 2, WebSearchRequests: 1}
+	usages := of(log, api.EventSessionUsage)
+	if told := fields[api.UsageFields](t, usages[len(usages)-1]).Usage.ServerToolUse; told == nil || *told != want {
+		t.Errorf("session.usage tells %+v, want %+v", told, want)
+	}
+	s, err := w.service.Session(t.Context(), w.caller, w.session)
+	if err != nil || *s.Usage.ServerToolUse != want {
+		t.Errorf("the session has used %+v, %v, want %+v", s.Usage.ServerToolUse, err, want)
+	}
+}
+
+// Text that is only white space is refused by the API wherever it stands, and
+// would come back with every request: it is left out of them.
+func TestBlankText(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, builtin("bash", "always_allow"), custom("ask_user"))
+	w.queue(api.EventUserMessage, api.MessageFields{Content: []json.RawMessage{text(" \n"), text(modeltest.Script{
+		{Text: "\n\n", Tools: []modeltest.ToolUse{use("ask_user", `{}`)}}, {Text: " "}}.Message())}})
+	asked := of(w.untilIdle(1), api.EventAgentCustomToolUse)[0]
+	w.answer(api.EventUserCustomToolResult, api.CustomToolResultFields{CustomToolUseID: asked.ID, Content: []json.RawMessage{text("\t")}})
+	w.untilIdle(2)
+	w.queue(api.EventUserMessage, api.MessageFields{Content: []json.RawMessage{text("  ")}})
+	w.untilIdle(3)
+	w.say(modeltest.Script{{Text: "on we go"}})
+	log := w.untilIdle(4)
+	if said := texts(t, log); said[len(said)-1] != "on we go" {
+		t.Errorf("the agent said %q", said)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/atoll-run/atoll/api"
@@ -30,7 +31,10 @@ func (r *run) ask(input []control.EventRecord) error {
 	if c.requests >= r.runner.config.MaxRequests && len(begin) == 0 {
 		return r.giveUp(input, api.ErrorToolUseLimit, fmt.Sprintf("The turn was ended after %d model requests.", c.requests), api.StopEndTurn)
 	}
-	if err := r.openTools(); err != nil {
+	switch err := r.openTools(); {
+	case errors.Is(err, errInterrupted):
+		return r.interrupt(nil)
+	case err != nil:
 		return err
 	}
 	if c.needsCompaction(r.runner.config.Model) {
@@ -56,7 +60,7 @@ func (r *run) ask(input []control.EventRecord) error {
 
 func (r *run) modelRequest() request {
 	req := request{model: r.agent.Model, messages: r.conv.messages, tools: r.tools}
-	if r.agent.System != nil {
+	if r.agent.System != nil && strings.TrimSpace(*r.agent.System) != "" {
 		req.system = *r.agent.System
 	}
 	return req
@@ -72,34 +76,22 @@ func (r *run) request(req request, show bool) (reply, map[int]string, error) {
 	ctx, stop := context.WithCancelCause(r.ctx)
 	defer stop(nil)
 	p := preview{run: r, ids: map[int]string{}}
-	type outcome struct {
-		reply reply
-		err   error
-	}
-	done := make(chan outcome, 1)
-	go func() {
-		rep, err := r.runner.config.Model.stream(ctx, req, func(x piece) {
+	var rep reply
+	var err error
+	work := func() {
+		rep, err = r.runner.config.Model.stream(ctx, req, func(x piece) {
 			if show {
 				p.show(x)
 			}
 		})
-		done <- outcome{rep, err}
-	}()
-	for {
-		select {
-		case o := <-done:
-			if o.err != nil && r.ctx.Err() != nil {
-				o.err = r.ctx.Err()
-			}
-			return o.reply, p.ids, o.err
-		case <-r.wake:
-			if r.interrupted() {
-				stop(errInterrupted)
-				<-done
-				return reply{}, nil, errInterrupted
-			}
-		}
 	}
+	if stopped, _ := r.watch(work, func() error { stop(errInterrupted); return nil }); stopped {
+		return reply{}, nil, errInterrupted
+	}
+	if err != nil && r.ctx.Err() != nil {
+		err = r.ctx.Err()
+	}
+	return rep, p.ids, err
 }
 
 // preview announces the events that a reply will become.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/atoll-run/atoll/api"
 	"github.com/atoll-run/atoll/internal/control"
@@ -60,7 +61,7 @@ func (r *run) compact(first []control.EventRecord) error {
 			summary += b.text
 		}
 	}
-	if summary == "" {
+	if strings.TrimSpace(summary) == "" {
 		return r.requestFailed(errors.New("the model gave no summary"))
 	}
 	begin := textBlock("%s", fmt.Sprintf("The conversation before this was replaced by this summary of it:\n\n%s", summary))

@@ -103,9 +103,9 @@ func (c *conversation) applyMessage(e control.EventRecord) error {
 		return err
 	}
 	if e.Type == api.EventSystemMessage {
-		c.messages = addSystem(c.messages, f.Content...)
+		c.messages = addSystem(c.messages, written(f.Content)...)
 	} else {
-		c.messages = addUser(c.messages, f.Content...)
+		c.messages = addUser(c.messages, written(f.Content)...)
 	}
 	return nil
 }
@@ -204,7 +204,7 @@ func (c *conversation) applyResult(e control.EventRecord) error {
 		return nil
 	}
 	u.done = true
-	c.messages = addUser(c.messages, toolResult(u.toolUse, f.Content, f.IsError != nil && *f.IsError))
+	c.messages = addUser(c.messages, toolResult(u.toolUse, written(f.Content), f.IsError != nil && *f.IsError))
 	return nil
 }
 
@@ -238,8 +238,8 @@ func (c *conversation) applyEnd(e control.EventRecord) error {
 	u := f.ModelUsage
 	c.tokens = u.InputTokens + u.CacheCreationInputTokens + u.CacheReadInputTokens + u.OutputTokens
 	c.stop, c.details, c.reduced = p.Stop, p.Details, false
-	if len(p.Content) > 0 {
-		c.messages = append(c.messages, message{"assistant", p.Content})
+	if content := written(p.Content); len(content) > 0 {
+		c.messages = append(c.messages, message{"assistant", content})
 	}
 	return nil
 }

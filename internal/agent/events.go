@@ -63,6 +63,16 @@ func (r *run) result(u *use, content []json.RawMessage, isError bool) control.Ev
 	return r.event(kind, f)
 }
 
+// ran is the result of a use that was run. The session's usage counts those that
+// the server ran itself.
+func (r *run) ran(u *use, res toolset.Result) control.EventRecord {
+	e := r.result(u, res.Content, res.IsError)
+	if name := u.call.Name; u.kind == toolset.KindBuiltin && (name == api.ToolWebFetch || name == api.ToolWebSearch) {
+		e.Private = mustJSON(control.ServerToolRun{Tool: name})
+	}
+	return e
+}
+
 // replyEvents turns a reply into the events of a Step. ids are those of the
 // messages that were previewed, by the index of their first block.
 func (r *run) replyEvents(rep reply, ids map[int]string) []control.EventRecord {

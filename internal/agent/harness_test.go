@@ -18,6 +18,7 @@ import (
 	"github.com/atoll-run/atoll/internal/agent/modeltest"
 	"github.com/atoll-run/atoll/internal/agent/toolset"
 	"github.com/atoll-run/atoll/internal/control"
+	"github.com/atoll-run/atoll/internal/httpapi/wiretest"
 	"github.com/atoll-run/atoll/internal/store"
 )
 
@@ -41,6 +42,7 @@ type world struct {
 type tools struct {
 	offered []toolset.Tool
 	failed  []*toolset.ServerError
+	listing chan struct{} // closed by the first Tools, which then hangs; nil: none hangs
 
 	mu      sync.Mutex
 	calls   []toolset.Call
@@ -50,7 +52,12 @@ type tools struct {
 	err     error // what Run fails with
 }
 
-func (f *tools) Tools(context.Context) ([]toolset.Tool, []*toolset.ServerError) {
+func (f *tools) Tools(ctx context.Context) ([]toolset.Tool, []*toolset.ServerError) {
+	if f.listing != nil {
+		close(f.listing)
+		<-ctx.Done()
+		f.listing = nil
+	}
 	return f.offered, f.failed
 }
 
@@ -135,6 +142,7 @@ func newWorld(t *testing.T, offered ...toolset.Tool) *world {
 	w.start()
 	t.Cleanup(func() {
 		w.stop()
+		w.checkWire()
 		endpoint.CloseClientConnections()
 		endpoint.Close()
 		if err := db.Close(); err != nil {
@@ -146,6 +154,37 @@ func newWorld(t *testing.T, offered ...toolset.Tool) *world {
 	})
 	w.makeSession()
 	return w
+}
+
+// checkWire holds what the test left, each event, the session and its thread, to
+// the official document.
+func (w *world) checkWire() {
+	w.t.Helper()
+	doc := wiretest.Load(w.t)
+	check := func(path string, body any) {
+		text, err := json.Marshal(body)
+		if err == nil {
+			err = doc.CheckReply("GET", path, 200, text)
+		}
+		if err != nil {
+			w.t.Errorf("%s is not as the official document says: %v\n%s", path, err, text)
+		}
+	}
+	ctx := context.Background()
+	for _, e := range w.log() {
+		check("/v1/sessions/x/events", api.List[json.RawMessage]{Data: []json.RawMessage{e.Wire()}})
+	}
+	session, err := w.service.Session(ctx, w.caller, w.session)
+	if err != nil {
+		w.t.Error(err)
+		return
+	}
+	check("/v1/sessions/x", session)
+	threads, err := w.service.ListThreads(ctx, w.caller, w.session, api.Opt[int]{}, "", nil)
+	if err != nil {
+		w.t.Error(err)
+	}
+	check("/v1/sessions/x/threads", threads)
 }
 
 // start begins a loop, as a server does at its start.
@@ -212,23 +251,44 @@ func (w *world) answer(kind string, fields any) string {
 
 func (w *world) put(kind string, fields any, direct bool) string {
 	w.t.Helper()
-	text, err := json.Marshal(fields)
-	if err != nil {
-		w.t.Fatal(err)
+	e := input(w.t, kind, fields)
+	e.ID = w.turns.EventID()
+	if direct {
+		e.ProcessedAt = e.CreatedAt
+		w.change(control.LogChange{Log: []control.EventRecord{e}})
+	} else {
+		w.change(control.LogChange{Queue: []control.EventRecord{e}})
 	}
-	e := control.EventRecord{ID: w.turns.EventID(), Type: kind, Fields: text, CreatedAt: time.Now().UTC()}
-	made, err := w.store.ChangeLog(w.t.Context(), w.caller.Workspace, w.session, func(control.LogState) (control.LogChange, error) {
-		if direct {
-			e.ProcessedAt = time.Now().UTC()
-			return control.LogChange{Log: []control.EventRecord{e}}, nil
-		}
-		return control.LogChange{Queue: []control.EventRecord{e}}, nil
-	})
+	return e.ID
+}
+
+// queueAll puts events into the session's queue at once and wakes the loop.
+func (w *world) queueAll(events ...control.EventRecord) {
+	w.t.Helper()
+	for i := range events {
+		events[i].ID = w.turns.EventID()
+	}
+	w.change(control.LogChange{Queue: events})
+}
+
+// change changes the session's log or queue and wakes the loop.
+func (w *world) change(change control.LogChange) {
+	w.t.Helper()
+	made, err := w.store.ChangeLog(w.t.Context(), w.caller.Workspace, w.session, func(control.LogState) (control.LogChange, error) { return change, nil })
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	w.runner.Wake(*made.Session)
-	return e.ID
+}
+
+// input is an event as a client sends it, without an id.
+func input(t *testing.T, kind string, fields any) control.EventRecord {
+	t.Helper()
+	text, err := json.Marshal(fields)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return control.EventRecord{Type: kind, Fields: text, CreatedAt: time.Now().UTC()}
 }
 
 func (w *world) say(script modeltest.Script) string {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // message is one message of the conversation with the model. Its blocks are
@@ -13,9 +14,22 @@ type message struct {
 	Content []json.RawMessage `json:"content"`
 }
 
+// written leaves out the text blocks that are empty or only white space. The API
+// refuses them, in what it said itself too; and as they would come with every
+// further request, a session with one could never go on.
+func written(blocks []json.RawMessage) []json.RawMessage {
+	return slices.DeleteFunc(slices.Clone(blocks), func(b json.RawMessage) bool {
+		var text struct{ Type, Text string }
+		return json.Unmarshal(b, &text) == nil && text.Type == "text" && strings.TrimSpace(text.Text) == ""
+	})
+}
+
 // addUser adds blocks to the user's side: to its last message unless the model
 // has answered since. A system message that came behind stays behind.
 func addUser(messages []message, blocks ...json.RawMessage) []message {
+	if len(blocks) == 0 {
+		return messages
+	}
 	for i := len(messages) - 1; i >= 0 && messages[i].Role != "assistant"; i-- {
 		if messages[i].Role == "user" {
 			messages[i].Content = append(slices.Clone(messages[i].Content), blocks...)
@@ -27,6 +41,9 @@ func addUser(messages []message, blocks ...json.RawMessage) []message {
 
 // addSystem adds text of the system's role behind what the user said.
 func addSystem(messages []message, blocks ...json.RawMessage) []message {
+	if len(blocks) == 0 {
+		return messages
+	}
 	if n := len(messages); n > 0 && messages[n-1].Role == "system" {
 		messages[n-1].Content = append(slices.Clone(messages[n-1].Content), blocks...)
 		return messages

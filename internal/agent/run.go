@@ -224,22 +224,32 @@ func (r *run) endTurn() error {
 	return r.commit(r.idle(reason, r.conv.details)...)
 }
 
-// interrupt ends the turn: what was queued up to the interrupt enters the log,
-// what is open is closed, and the session is idle. first are events that have to
-// come before.
+// interrupt ends the turn: what is open is closed, and the session is idle.
+// Messages that wait are not lost with it, they begin the next turn. Where there
+// is no turn, the one that the messages before the interrupt would begin is
+// ended, so that it does not matter how soon they were taken. first are events
+// that have to come before.
 func (r *run) interrupt(first []control.EventRecord) error {
 	events := slices.Clone(first)
 	if r.conv.request != "" {
 		events = append(events, r.requestEnd(api.ModelUsage{}, true, nil))
 	}
-	last := 0
-	for i, e := range r.queue {
-		if e.Type == api.EventUserInterrupt {
-			last = i
-		}
+	inTurn := r.conv.status != api.SessionIdle && r.conv.status != "" || len(r.conv.waiting) > 0
+	taken := r.queue
+	for taken[len(taken)-1].Type != api.EventUserInterrupt {
+		taken = taken[:len(taken)-1]
 	}
-	events = append(events, r.queue[:last+1]...)
-	if r.conv.status != api.SessionIdle && r.conv.status != "" || len(r.conv.waiting) > 0 {
+	isMessage := func(e control.EventRecord) bool {
+		return e.Type == api.EventUserMessage || e.Type == api.EventSystemMessage
+	}
+	switch {
+	case inTurn:
+		taken = slices.DeleteFunc(slices.Clone(taken), isMessage)
+	case slices.ContainsFunc(taken, isMessage):
+		events, inTurn = append(events, r.running()...), true
+	}
+	events = append(events, taken...)
+	if inTurn {
 		events = append(events, r.idle(api.StopReason{Type: api.StopEndTurn}, nil)...)
 	}
 	return r.record(events...)
@@ -251,4 +261,29 @@ func (r *run) interrupted() bool {
 		return false // found again by the next step
 	}
 	return len(r.queued(api.EventUserInterrupt)) > 0
+}
+
+// watch waits for the end of work. When the user interrupts, stop is called, and
+// its error returned at once; work has to end soon after it.
+func (r *run) watch(work func(), stop func() error) (stopped bool, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		work()
+	}()
+	for {
+		select {
+		case <-done:
+			return false, nil
+		case <-r.wake:
+			if !r.interrupted() {
+				continue
+			}
+			if err := stop(); err != nil {
+				return true, err
+			}
+			<-done
+			return true, nil
+		}
+	}
 }

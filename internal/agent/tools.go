@@ -12,7 +12,8 @@ import (
 )
 
 // openTools opens the session's tools, asks what they are, and says which MCP
-// servers are not to be had: once for each in a run.
+// servers are not to be had: once for each in a run. errInterrupted if the user
+// does not wait for that.
 func (r *run) openTools() error {
 	if r.open == nil {
 		tools, err := r.runner.config.OpenTools(r.rec)
@@ -21,9 +22,18 @@ func (r *run) openTools() error {
 		}
 		r.open, r.told = tools, map[string]bool{}
 	}
-	tools, failed := r.open.Tools(r.ctx)
-	if err := r.ctx.Err(); err != nil {
+	var tools []toolset.Tool
+	var failed []*toolset.ServerError
+	ctx, stop := context.WithCancel(r.ctx)
+	defer stop()
+	stopped, err := r.watch(func() { tools, failed = r.open.Tools(ctx) }, func() error { stop(); return nil })
+	switch {
+	case err != nil:
 		return err
+	case stopped:
+		return errInterrupted
+	case r.ctx.Err() != nil:
+		return r.ctx.Err()
 	}
 	r.tools = tools
 	for _, f := range failed {
@@ -64,7 +74,10 @@ func (r *run) runTool(u *use) error {
 	if u.decision == "deny" {
 		return r.record(r.result(u, []json.RawMessage{textBlock("%s", u.deny)}, true))
 	}
-	if err := r.openTools(); err != nil {
+	switch err := r.openTools(); {
+	case errors.Is(err, errInterrupted):
+		return r.interrupt(nil)
+	case err != nil:
 		return err
 	}
 	call := u.call
@@ -72,33 +85,18 @@ func (r *run) runTool(u *use) error {
 	tools := r.open
 	ctx, stop := context.WithCancel(r.ctx)
 	defer stop()
-	type outcome struct {
-		result toolset.Result
-		err    error
+	var res toolset.Result
+	var failed error
+	stopped, err := r.watch(func() { res, failed = tools.Run(ctx, call) }, func() error { return tools.Cancel(r.ctx, call) })
+	switch {
+	case err != nil:
+		return fmt.Errorf("interrupting a tool: %w", err)
+	case !stopped:
+		return r.toolEnded(u, res, failed)
+	case failed != nil:
+		return r.interrupt(nil) // the log says that it has no result
 	}
-	done := make(chan outcome, 1)
-	go func() {
-		res, err := tools.Run(ctx, call)
-		done <- outcome{res, err}
-	}()
-	for {
-		select {
-		case o := <-done:
-			return r.toolEnded(u, o.result, o.err)
-		case <-r.wake:
-			if !r.interrupted() {
-				continue
-			}
-			if err := tools.Cancel(r.ctx, call); err != nil {
-				return fmt.Errorf("interrupting a tool: %w", err)
-			}
-			o := <-done
-			if o.err != nil {
-				return r.interrupt(nil) // the log says that it has no result
-			}
-			return r.interrupt([]control.EventRecord{r.result(u, o.result.Content, o.result.IsError)})
-		}
-	}
+	return r.interrupt([]control.EventRecord{r.ran(u, res)})
 }
 
 // toolEnded writes a result down. Where the sandbox itself fails, the model is
@@ -110,9 +108,9 @@ func (r *run) toolEnded(u *use, res toolset.Result, err error) error {
 	var fault *control.Fault
 	switch {
 	case err == nil && res.Failed != nil:
-		return r.record(r.serverFailed(res.Failed), r.result(u, res.Content, res.IsError))
+		return r.record(r.serverFailed(res.Failed), r.ran(u, res))
 	case err == nil:
-		return r.record(r.result(u, res.Content, res.IsError))
+		return r.record(r.ran(u, res))
 	case errors.As(err, &fault) && fault.Code == control.CodeBuildFailed:
 		return r.terminate(u, fault.Message)
 	case errors.As(err, &fault):

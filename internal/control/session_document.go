@@ -28,6 +28,8 @@ type totals struct {
 	Output      int           `json:"output,omitempty"`
 	CacheRead   int           `json:"cache_read,omitempty"`
 	CacheWrite  int           `json:"cache_write,omitempty"`
+	WebFetches  int           `json:"web_fetches,omitempty"` // calls that this server ran
+	WebSearches int           `json:"web_searches,omitempty"`
 	Active      time.Duration `json:"active,omitempty"`      // without the time since RunningFrom
 	RunningFrom time.Time     `json:"running_from,omitzero"` // zero: it does not run
 	Started     time.Time     `json:"started,omitzero"`      // when it first ran
@@ -67,9 +69,17 @@ func SessionThread(rec SessionRecord) (api.ThreadFields, error) {
 	return d.thread(), err
 }
 
+// ServerToolRun is kept beside the agent.tool_result of a tool that this server
+// ran itself: the event names the call, not the tool.
+type ServerToolRun struct {
+	Tool string `json:"tool"` // api.ToolWebFetch or api.ToolWebSearch
+}
+
 // accounted tells the events that account is about.
 func accounted(e EventRecord) bool {
 	switch e.Type {
+	case api.EventAgentToolResult:
+		return len(e.Private) > 0
 	case api.EventSessionRunning, api.EventSessionRescheduled, api.EventSessionTerminated, api.EventSessionIdle, api.EventModelRequestEnd, api.EventSessionUsage:
 		return true
 	}
@@ -106,6 +116,12 @@ func (d *sessionDocument) account(rec *SessionRecord, events []EventRecord, now 
 			d.Totals.Output += f.ModelUsage.OutputTokens
 			d.Totals.CacheRead += f.ModelUsage.CacheReadInputTokens
 			d.Totals.CacheWrite += f.ModelUsage.CacheCreationInputTokens
+		case api.EventAgentToolResult:
+			if touched = len(e.Private) > 0; touched {
+				if err := d.Totals.toolRun(e); err != nil {
+					return false, err
+				}
+			}
 		case api.EventSessionUsage:
 			if touched = false; e.Fields == nil {
 				if e.Fields, err = json.Marshal(api.UsageFields{Usage: d.usage(now)}); err != nil {
@@ -118,6 +134,21 @@ func (d *sessionDocument) account(rec *SessionRecord, events []EventRecord, now 
 		changed = changed || touched
 	}
 	return changed, nil
+}
+
+// toolRun counts a call that this server ran.
+func (t *totals) toolRun(e *EventRecord) error {
+	var run ServerToolRun
+	if err := json.Unmarshal(e.Private, &run); err != nil {
+		return fmt.Errorf("reading what is kept beside %s: %w", e.ID, err)
+	}
+	switch run.Tool {
+	case api.ToolWebFetch:
+		t.WebFetches++
+	case api.ToolWebSearch:
+		t.WebSearches++
+	}
+	return nil
 }
 
 // turn gives a session a status.
@@ -164,6 +195,7 @@ func (d *sessionDocument) usage(now time.Time) api.SessionUsage {
 	return api.SessionUsage{
 		InputTokens: &t.Input, OutputTokens: &t.Output, CacheReadInputTokens: &t.CacheRead,
 		CacheCreation: &api.CacheCreation{Ephemeral5mInputTokens: &short, Ephemeral1hInputTokens: &long},
+		ServerToolUse: &api.ServerToolUsage{WebFetchRequests: t.WebFetches, WebSearchRequests: t.WebSearches},
 		ActiveSeconds: t.active(now),
 	}
 }

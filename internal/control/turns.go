@@ -142,9 +142,6 @@ type Step struct {
 	// ProcessedAt may be zero and mean now. A session.usage with nil Fields gets
 	// the session's usage; nil Fields of others mean {}.
 	Events []EventRecord
-	// Change alters the session's row in the same transaction beside what follows
-	// from Events; nil leaves it. It must not call the store.
-	Change func(*SessionRecord) error
 }
 
 // Loop runs agents: it is told when a session has something new. internal/agent
@@ -162,8 +159,8 @@ type Loop interface {
 // called at the same time.
 //
 // A session's row follows from the events that enter its log: status from the
-// session.status_* events, usage from span.model_request_end, active time from
-// both. The loop says nothing twice.
+// session.status_* events, usage from span.model_request_end and from the results
+// of tools that the server ran, active time from the first. The loop says nothing twice.
 type Turns struct {
 	store Store
 	now   func() time.Time
@@ -224,16 +221,7 @@ func (t *Turns) Commit(ctx context.Context, step Step) (SessionRecord, []EventRe
 		if !state.Session.ArchivedAt.IsZero() {
 			return LogChange{}, ErrEnded
 		}
-		change := LogChange{Log: slices.Clone(step.Events)}
-		if step.Change == nil {
-			return change, nil
-		}
-		rec := state.Session
-		if err := step.Change(&rec); err != nil {
-			return LogChange{}, err
-		}
-		change.Session = &rec
-		return change, nil
+		return LogChange{Log: slices.Clone(step.Events)}, nil
 	})
 }
 

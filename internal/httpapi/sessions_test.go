@@ -32,7 +32,8 @@ var timeless = cmpopts.IgnoreMapEntries(func(key string, _ any) bool { return ke
 // noUsage is the usage of a session that has not run.
 func noUsage() map[string]any {
 	return map[string]any{"input_tokens": 0.0, "output_tokens": 0.0, "cache_read_input_tokens": 0.0, "active_seconds": 0.0,
-		"cache_creation": map[string]any{"ephemeral_1h_input_tokens": 0.0, "ephemeral_5m_input_tokens": 0.0}}
+		"cache_creation":  map[string]any{"ephemeral_1h_input_tokens": 0.0, "ephemeral_5m_input_tokens": 0.0},
+		"server_tool_use": map[string]any{"web_fetch_requests": 0.0, "web_search_requests": 0.0}}
 }
 
 func create(agent, environment, more string) string {

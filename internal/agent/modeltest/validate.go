@@ -41,6 +41,9 @@ func (r *request) validate() error {
 	case r.Messages[len(r.Messages)-1].Role == "assistant" && !strings.HasSuffix(r.Messages[len(r.Messages)-1].text(), Paused):
 		return errors.New("messages: the last message must be the user's")
 	}
+	if err := r.checkSystem(); err != nil {
+		return err
+	}
 	if err := r.checkTools(); err != nil {
 		return err
 	}
@@ -48,6 +51,19 @@ func (r *request) validate() error {
 		return err
 	}
 	return r.checkCacheMarks()
+}
+
+func (r *request) checkSystem() error {
+	var blocks []block
+	if json.Unmarshal(r.System, &blocks) != nil {
+		return nil // a string, or none
+	}
+	for _, b := range blocks {
+		if strings.TrimSpace(b.Text) == "" {
+			return errors.New("system: text content blocks must contain non-whitespace text")
+		}
+	}
+	return nil
 }
 
 func (r *request) checkTools() error {
@@ -125,7 +141,7 @@ func checkBlock(at, role string, b block, open, next map[string]bool, other *boo
 		if b.Text == "" {
 			return fmt.Errorf("%s: text content blocks must be non-empty", at)
 		}
-		if assistant && strings.TrimRight(b.Text, " \n\t") == "" {
+		if strings.TrimSpace(b.Text) == "" {
 			return fmt.Errorf("%s: text content blocks must contain non-whitespace text", at)
 		}
 		*other = true
@@ -151,8 +167,8 @@ func checkResult(at string, content json.RawMessage) error {
 	}
 	for _, b := range blocks {
 		switch {
-		case b.Type == "text" && b.Text == "":
-			return fmt.Errorf("%s: text content blocks must be non-empty", at)
+		case b.Type == "text" && strings.TrimSpace(b.Text) == "":
+			return fmt.Errorf("%s: text content blocks must contain non-whitespace text", at)
 		case b.Type != "text" && b.Type != "image" && b.Type != "document" && b.Type != "search_result":
 			return fmt.Errorf("%s.content: block of type %q", at, b.Type)
 		}

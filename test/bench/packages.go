@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -25,8 +24,9 @@ var installs = []install{
 	{"pip", []string{"requests", "six==1.16.0", "idna"}, "python3 -m pip install requests six==1.16.0 idna"},
 }
 
-// builds measures each manager's install beside the same install by hand in a
-// chroot of the same base, and what an environment costs whose layers are there.
+// builds measures each manager's install beside the same install by hand on the
+// same base, in a chroot and in raw runsc: what gVisor costs and what Atoll adds.
+// And what an environment costs whose layers are there.
 func (b *bench) builds() ([]group, error) {
 	runs := 3
 	if b.quick {
@@ -68,7 +68,8 @@ func (b *bench) builds() ([]group, error) {
 // run: once with an empty download cache, once with a full one.
 func (b *bench) install(in install, base string, runs int) (group, error) {
 	cold, warm := &sample{Name: "atoll: install"}, &sample{Name: "atoll: install, downloads at hand"}
-	native, hit := &sample{Name: "by hand in a chroot of the same base"}, &sample{Name: "atoll: the layer is there"}
+	native, raw := &sample{Name: "by hand in a chroot of the same base"}, &sample{Name: "by hand in raw runsc, the host's network"}
+	hit := &sample{Name: "atoll: the layer is there"}
 	config := func() object { return object{"packages": object{in.manager: in.packages}} }
 	env, err := b.environment(config())
 	if err != nil {
@@ -82,7 +83,8 @@ func (b *bench) install(in install, base string, runs int) (group, error) {
 			return group{}, err
 		}
 		cold.add(b.rebuild(env))
-		native.add(b.native(base, in.native))
+		native.add(b.throwaway(base, in.native, b.inChroot))
+		raw.add(b.throwaway(base, in.native, b.inRawRunsc))
 		warm.add(b.rebuild(env))
 		start := time.Now()
 		again, err := b.environment(config())
@@ -92,7 +94,7 @@ func (b *bench) install(in install, base string, runs int) (group, error) {
 		hit.add(time.Since(start), err)
 	}
 	title := fmt.Sprintf("Packages, %s: %s", in.manager, strings.Join(in.packages, " "))
-	return group{Title: title, Rows: []*sample{cold, native, warm, hit}}, nil
+	return group{Title: title, Rows: []*sample{cold, native, raw, warm, hit}}, nil
 }
 
 // rebuild times one more install of an environment's list.
@@ -142,53 +144,4 @@ func (b *bench) emptyDownloads() error {
 		}
 	}
 	return nil
-}
-
-// native runs a command in a chroot over a throwaway overlay of the base, with
-// the base's own environment, and times the command alone.
-func (b *bench) native(base, script string) (_ time.Duration, err error) {
-	dir, err := os.MkdirTemp(b.dir, "native-")
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	for _, d := range []string{"upper", "work", "merged"} {
-		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
-			return 0, err
-		}
-	}
-	merged := filepath.Join(dir, "merged")
-	opts := fmt.Sprintf("lowerdir=%s,upperdir=%s/upper,workdir=%s/work", base, dir, dir)
-	if err := command("mount", "-t", "overlay", "overlay", "-o", opts, merged); err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, command("umount", "-R", merged)) }()
-	if err := command("mount", "--bind", "/dev", filepath.Join(merged, "dev")); err != nil {
-		return 0, err
-	}
-	if err := command("mount", "-t", "proc", "proc", filepath.Join(merged, "proc")); err != nil {
-		return 0, err
-	}
-	for _, name := range []string{"etc/resolv.conf", "etc/hosts"} {
-		content, err := os.ReadFile("/" + name)
-		if err != nil {
-			return 0, err
-		}
-		_ = os.Remove(filepath.Join(merged, name)) // it may be a link
-		if err := os.WriteFile(filepath.Join(merged, name), content, 0o644); err != nil {
-			return 0, err
-		}
-	}
-	env, err := b.baseEnv(base)
-	if err != nil {
-		return 0, err
-	}
-	cmd := exec.Command("chroot", merged, "/bin/sh", "-c", "mkdir -p /tmp/native && cd /tmp/native && "+script)
-	cmd.Env = append(env, "HOME=/tmp/native")
-	start := time.Now()
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return 0, fmt.Errorf("%s: %w: %s", script, err, tail(out))
-	}
-	return time.Since(start), nil
 }

@@ -63,46 +63,21 @@ func (s *Store) BuildLog(ctx context.Context, environment string) ([]byte, error
 
 // ReferencedLayers implements [control.BuildStore]. each may call the store.
 func (s *Store) ReferencedLayers(ctx context.Context, each func(baseDigest string, layers []string) error) error {
-	for last := ""; ; {
-		recs, err := many(ctx, s.read, scanBuild, `SELECT b.environment_id, b.wanted, b.status, b.base_digest, b.layers, b.document, b.updated_at
+	return walk(ctx, s, "reading referenced layers", scanBuild, `SELECT b.environment_id, b.wanted, b.status, b.base_digest, b.layers, b.document, b.updated_at
 FROM builds b JOIN environments e ON e.id = b.environment_id
 WHERE b.environment_id > $1 AND (e.archived_at IS NULL
   OR EXISTS (SELECT 1 FROM sessions s WHERE s.environment_id = e.id AND s.archived_at IS NULL))
-ORDER BY b.environment_id LIMIT $2`, last, batch)
-		if err != nil {
-			return wrap("reading referenced layers", err)
-		}
-		for _, rec := range recs {
-			if err := each(rec.BaseDigest, rec.Layers); err != nil {
-				return err
-			}
-			last = rec.Environment
-		}
-		if len(recs) < batch {
-			return nil
-		}
-	}
+ORDER BY b.environment_id LIMIT $2`,
+		func(rec control.BuildRecord) string { return rec.Environment },
+		func(rec control.BuildRecord) error { return each(rec.BaseDigest, rec.Layers) })
 }
 
 // UnfinishedBuilds implements [control.BuildStore]. each may call the store.
 func (s *Store) UnfinishedBuilds(ctx context.Context, each func(control.EnvironmentRecord) error) error {
-	for last := ""; ; {
-		recs, err := many(ctx, s.read, scanEnvironment, `SELECT e.id, e.workspace_id, e.name, e.document, e.created_at, e.updated_at, e.archived_at
+	return walk(ctx, s, "reading unfinished builds", scanEnvironment, `SELECT e.id, e.workspace_id, e.name, e.document, e.created_at, e.updated_at, e.archived_at
 FROM environments e LEFT JOIN builds b ON b.environment_id = e.id
 WHERE e.id > $1 AND e.archived_at IS NULL
   AND (b.environment_id IS NULL OR b.status IN ('queued', 'building') OR b.updated_at < e.updated_at)
-ORDER BY e.id LIMIT $2`, last, batch)
-		if err != nil {
-			return wrap("reading unfinished builds", err)
-		}
-		for _, rec := range recs {
-			if err := each(rec); err != nil {
-				return err
-			}
-			last = rec.ID
-		}
-		if len(recs) < batch {
-			return nil
-		}
-	}
+ORDER BY e.id LIMIT $2`,
+		func(rec control.EnvironmentRecord) string { return rec.ID }, each)
 }

@@ -91,3 +91,28 @@ func fetch[T any](ctx context.Context, s *statements, l list, page control.Page,
 	}
 	return rows, more, nil
 }
+
+// batch is how many rows are held in memory where all are visited.
+const batch = 200
+
+// walk visits what a query finds, in batches: its $1 is the id behind which it
+// goes on, in order, its $2 how many rows it may answer. Nothing is held open
+// while each runs, so each may call the store; its error ends the walk and is
+// returned as it is.
+func walk[T any](ctx context.Context, s *Store, doing string, scan func(scanner) (T, error), query string, id func(T) string, each func(T) error) error {
+	for last := ""; ; {
+		recs, err := many(ctx, s.read, scan, query, last, batch)
+		if err != nil {
+			return wrap(doing, err)
+		}
+		for _, rec := range recs {
+			if err := each(rec); err != nil {
+				return err
+			}
+			last = id(rec)
+		}
+		if len(recs) < batch {
+			return nil
+		}
+	}
+}

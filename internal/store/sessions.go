@@ -120,9 +120,6 @@ func (s *Store) DeleteSession(ctx context.Context, workspace, id string, check f
 	return wrapUnless(refused, "deleting session", err)
 }
 
-// batch is how many rows are held in memory where all are visited.
-const batch = 200
-
 // LiveSessions implements [control.SessionStore]. each may call the store:
 // nothing is held open meanwhile. A session that is created or archived during
 // the walk may or may not be seen.
@@ -130,21 +127,8 @@ func (s *Store) LiveSessions(ctx context.Context, each func(control.SessionRecor
 	return s.walkSessions(ctx, `archived_at IS NULL`, each)
 }
 
-// walkSessions visits the sessions that a condition holds for, in batches.
+// walkSessions visits the sessions that a condition holds for.
 func (s *Store) walkSessions(ctx context.Context, cond string, each func(control.SessionRecord) error) error {
-	for last := ""; ; {
-		recs, err := many(ctx, s.read, scanSession, selectSessions+` WHERE `+cond+` AND id > $1 ORDER BY id LIMIT $2`, last, batch)
-		if err != nil {
-			return wrap("reading sessions", err)
-		}
-		for _, rec := range recs {
-			if err := each(rec); err != nil {
-				return err
-			}
-			last = rec.ID
-		}
-		if len(recs) < batch {
-			return nil
-		}
-	}
+	return walk(ctx, s, "reading sessions", scanSession, selectSessions+` WHERE `+cond+` AND id > $1 ORDER BY id LIMIT $2`,
+		func(rec control.SessionRecord) string { return rec.ID }, each)
 }

@@ -36,8 +36,9 @@ func (r *run) tooLong() error {
 	return r.compact(nil)
 }
 
-// compact replaces the conversation by the model's summary of it. The input and
-// what the user said last stay as they are.
+// compact replaces the conversation by the model's summary of it. The input, what
+// the user said last and the system messages, which hold for all that follows,
+// stay as they are.
 func (r *run) compact(first []control.EventRecord) error {
 	if err := r.commit(append(first, r.event(api.EventModelRequestStart, nil))...); err != nil {
 		return err
@@ -66,6 +67,7 @@ func (r *run) compact(first []control.EventRecord) error {
 	}
 	begin := textBlock("%s", fmt.Sprintf("The conversation before this was replaced by this summary of it:\n\n%s", summary))
 	next := []message{{"user", append([]json.RawMessage{begin}, kept...)}}
+	next = addSystem(next, systemBlocks(whole)...)
 	done := r.event(api.EventContextCompacted, nil)
 	done.Private = mustJSON(compactedPrivate{next})
 	return r.record(r.requestEnd(rep.usage, false, nil), done)

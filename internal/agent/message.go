@@ -51,6 +51,27 @@ func addSystem(messages []message, blocks ...json.RawMessage) []message {
 	return append(messages, message{"system", blocks})
 }
 
+func isSystem(m message) bool { return m.Role == "system" }
+
+func hasSystem(messages []message) bool { return slices.ContainsFunc(messages, isSystem) }
+
+// systemBlocks are what the system messages of a conversation say, in order.
+func systemBlocks(messages []message) (blocks []json.RawMessage) {
+	for _, m := range messages {
+		if isSystem(m) {
+			blocks = append(blocks, m.Content...)
+		}
+	}
+	return blocks
+}
+
+// liftSystem is a request whose system messages stand behind the system prompt.
+func liftSystem(req request) request {
+	req.more = systemBlocks(req.messages)
+	req.messages = slices.DeleteFunc(slices.Clone(req.messages), isSystem)
+	return req
+}
+
 // toolResult is the block that answers a tool_use.
 func toolResult(toolUse string, content []json.RawMessage, isError bool) json.RawMessage {
 	return mustJSON(struct {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/anthropics/anthropic-sdk-go/v2"
@@ -46,6 +47,9 @@ type ModelConfig struct {
 type Client struct {
 	config ModelConfig
 	client anthropic.Client
+	// noSystem has the ids of the models that have refused a system message in a
+	// conversation: string → true.
+	noSystem sync.Map
 }
 
 // NewClient makes a Client. Nothing of the process's environment is read.
@@ -93,6 +97,7 @@ func orDefault[T comparable](v, fallback T) T {
 type request struct {
 	model    api.Model
 	system   string
+	more     []json.RawMessage // text blocks behind the system prompt
 	messages []message
 	tools    []toolset.Tool
 	noTools  bool // the tools are named, because the conversation uses them, but none may be used
@@ -133,7 +138,32 @@ var errCut = errors.New("the reply broke off")
 var errSilent = errors.New("the model was silent for too long")
 
 // stream makes a request and gives each piece of the reply to show as it comes.
+//
+// Models differ in whether they take system messages within a conversation. Where
+// one refuses a request with such a message, the request is made again with its
+// text behind the system prompt, which every model takes; and when that goes well,
+// it is done so at once from then on.
 func (c *Client) stream(ctx context.Context, req request, show func(piece)) (reply, error) {
+	if !hasSystem(req.messages) {
+		return c.try(ctx, req, show)
+	}
+	lifted := liftSystem(req)
+	if _, refuses := c.noSystem.Load(req.model.ID); refuses {
+		return c.try(ctx, lifted, show)
+	}
+	rep, err := c.try(ctx, req, show)
+	var answered *anthropic.Error
+	if !errors.As(err, &answered) || answered.StatusCode != http.StatusBadRequest || classifyAnswer(answered).tooLong {
+		return rep, err
+	}
+	if rep, err = c.try(ctx, lifted, show); err == nil {
+		c.noSystem.Store(req.model.ID, true)
+	}
+	return rep, err
+}
+
+// try makes one request.
+func (c *Client) try(ctx context.Context, req request, show func(piece)) (reply, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.config.Timeout)
 	defer cancel()
 	ctx, quiet := context.WithCancelCause(ctx)
@@ -200,6 +230,9 @@ func (c *Client) params(req request) anthropic.MessageNewParams {
 			Name: t.ModelName, Description: anthropic.String(t.Description),
 			InputSchema: param.Override[anthropic.ToolInputSchemaParam](t.InputSchema),
 		}})
+	}
+	for _, b := range req.more {
+		p.System = append(p.System, param.Override[anthropic.TextBlockParam](b))
 	}
 	if n := len(p.Tools); n > 0 {
 		p.Tools[n-1].OfTool.CacheControl = mark

@@ -184,7 +184,7 @@ func (t totals) active(now time.Time) *float64 {
 
 // seconds are a time as the wire shows it, in milliseconds' resolution.
 func seconds(d time.Duration) *float64 {
-	s := d.Round(time.Millisecond).Seconds()
+	s := float64(d.Round(time.Millisecond).Milliseconds()) / 1000 // not Seconds, which gives 1.3780000000000001
 	return &s
 }
 

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -168,6 +169,7 @@ const SummaryMark = "Summarize the conversation so far"
 // has one, or that a rule fits, and as many replies into it as the model has
 // answered since.
 func choose(messages []message, rules []Rule) (Reply, int, error) {
+	messages = slices.DeleteFunc(slices.Clone(messages), func(m message) bool { return m.Role == "system" })
 	last := messages[len(messages)-1]
 	script, from, err := current(messages, rules)
 	if err != nil {

@@ -19,6 +19,8 @@ type Server struct {
 	Key string
 	// Rules answer messages without a script, the first that fits.
 	Rules []Rule
+	// NoSystem refuses conversations with system messages, as older models do.
+	NoSystem bool
 
 	mu       sync.Mutex // guards what follows
 	requests []Request
@@ -82,6 +84,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if err := errors.Join(req.validate(), checkHeaders(r)); err != nil {
 		s.refuse(w, err)
+		return
+	}
+	if s.NoSystem && req.hasSystemMessage() {
+		writeError(w, http.StatusBadRequest, "invalid_request_error", "role 'system' is not supported on this model")
 		return
 	}
 	reply, step, err := choose(req.Messages, s.Rules)

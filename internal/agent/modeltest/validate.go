@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -55,15 +56,30 @@ func (r *request) validate() error {
 
 func (r *request) checkSystem() error {
 	var blocks []block
-	if json.Unmarshal(r.System, &blocks) != nil {
+	if len(r.System) == 0 || json.Unmarshal(r.System, &blocks) != nil {
 		return nil // a string, or none
 	}
+	return checkSystemBlocks("system", blocks)
+}
+
+func checkSystemBlocks(at string, blocks []block) error {
+	if len(blocks) == 0 {
+		return fmt.Errorf("%s: content must not be empty", at)
+	}
 	for _, b := range blocks {
-		if strings.TrimSpace(b.Text) == "" {
-			return errors.New("system: text content blocks must contain non-whitespace text")
+		switch {
+		case b.Type != "text":
+			return fmt.Errorf("%s: only text is allowed, not %q", at, b.Type)
+		case strings.TrimSpace(b.Text) == "":
+			return fmt.Errorf("%s: text content blocks must contain non-whitespace text", at)
 		}
 	}
 	return nil
+}
+
+// hasSystemMessage tells whether the conversation has a message of the system's.
+func (r *request) hasSystemMessage() bool {
+	return slices.ContainsFunc(r.Messages, func(m message) bool { return m.Role == "system" })
 }
 
 func (r *request) checkTools() error {
@@ -86,16 +102,28 @@ func (r *request) checkTools() error {
 }
 
 // checkTurns: roles alternate, every tool_use is answered in the next message
-// before anything else, and thinking comes back as it was given.
+// before anything else, and thinking comes back as it was given. A system message
+// may stand directly behind a user's.
 func (r *request) checkTurns() error {
 	open := map[string]bool{}
+	turn := 0
 	for i, m := range r.Messages {
+		if m.Role == "system" {
+			if i == 0 || r.Messages[i-1].Role != "user" {
+				return fmt.Errorf("messages.%d: a system message must immediately follow a user message", i)
+			}
+			if err := checkSystemBlocks(fmt.Sprintf("messages.%d", i), m.Content); err != nil {
+				return err
+			}
+			continue
+		}
 		if m.Role != "user" && m.Role != "assistant" {
 			return fmt.Errorf("messages.%d.role: %q", i, m.Role)
 		}
-		if want := []string{"user", "assistant"}[i%2]; m.Role != want {
+		if want := []string{"user", "assistant"}[turn%2]; m.Role != want {
 			return fmt.Errorf("messages.%d: roles must alternate, %s comes after %s", i, m.Role, m.Role)
 		}
+		turn++
 		if len(m.Content) == 0 {
 			return fmt.Errorf("messages.%d: content must not be empty", i)
 		}

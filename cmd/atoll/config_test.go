@@ -1,8 +1,15 @@
 package main
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
-	"math/rand/v2"
+	"math/big"
+	mrand "math/rand/v2"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -150,6 +157,43 @@ func TestKeysOfOthers(t *testing.T) {
 	}
 }
 
+// TestRoots: what goes into templates is believed by the server's web tools.
+func TestRoots(t *testing.T) {
+	t.Parallel()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test authority"}, IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageCertSign, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := valid(t)
+	if roots, err := cfg.roots(); roots != nil || err != nil {
+		t.Errorf("without a file: %v, %v", roots, err)
+	}
+	cfg.CAFile = filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(cfg.CAFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ca, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots, err := cfg.roots()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ca.Verify(x509.VerifyOptions{Roots: roots}); err != nil {
+		t.Error(err)
+	}
+	if host, err := x509.SystemCertPool(); err != nil || roots.Equal(host) {
+		t.Errorf("the pool is the host's: %v", err)
+	}
+}
+
 // TestConfigurationDocument holds docs/configuration.md to the struct: every
 // field of the file and every variable has its row, and no row is left over.
 func TestConfigurationDocument(t *testing.T) {
@@ -212,7 +256,7 @@ func settingNames(typ reflect.Type, into map[string]bool) {
 func TestConfigFileMutated(t *testing.T) {
 	t.Parallel()
 	const parts = " \n\t:-[]{},\"'&*!|>%#?0.eGiB/\x00\xff"
-	random := rand.New(rand.NewPCG(1, 2)) // the same files each time
+	random := mrand.New(mrand.NewPCG(1, 2)) // the same files each time
 	for _, seed := range []string{
 		"limits: {memory: 1GiB, cpus: 1.5}\n",
 		"templates: [{name: x, from: slim}]\negress: {deny_cidrs: [10.0.0.0/8], hosts: {a.example.com: [192.0.2.1]}}\n",

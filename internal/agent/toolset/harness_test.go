@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/netip"
@@ -76,7 +78,7 @@ func serve(t *testing.T, l net.Listener, handler http.Handler, hosts ...string) 
 	w := &world{}
 	at := l.Addr().(*net.TCPAddr).AddrPort()
 	w.port = int(at.Port())
-	server := &http.Server{Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+	server := &http.Server{ErrorLog: log.New(io.Discard, "", 0), Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		w.mu.Lock()
 		w.asked = append(w.asked, r.Host+" "+r.URL.Path)
 		w.mu.Unlock()

@@ -159,7 +159,7 @@ func (s *Session) search(ctx context.Context, call Call, config api.ToolConfig) 
 	if c == nil {
 		return textResult(true, "%s: %s: this server has no search endpoint configured", api.ToolWebSearch, codeUnavailable), nil
 	}
-	at := site{s.cfg.Web, config.AllowedDomains, config.BlockedDomains}
+	at := site{policy: s.cfg.Web, allowed: config.AllowedDomains, blocked: config.BlockedDomains}
 	if err := at.check(&url.URL{Scheme: "https", Host: "any.invalid"}); noHosts(err) {
 		return textResult(true, "%s: %v", api.ToolWebSearch, err), nil
 	}

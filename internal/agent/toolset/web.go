@@ -58,6 +58,17 @@ const (
 type site struct {
 	policy           *egress.Policy
 	allowed, blocked []string
+	// refused is told of "host:port" where the policy does not let the tool go.
+	// It may be nil.
+	refused func(address string)
+}
+
+// deny is check's refusal by the policy.
+func (s site) deny(host string, port int, format string, args ...any) error {
+	if s.refused != nil {
+		s.refused(net.JoinHostPort(host, strconv.Itoa(port)))
+	}
+	return refuse(codeNotAllowed, format, args...)
 }
 
 // target reads an address and decides whether the tool may go there. The host
@@ -76,9 +87,6 @@ func (s site) target(raw string) (*url.URL, error) {
 
 // check decides about an address and writes its host canonically.
 func (s site) check(u *url.URL) error {
-	if s.policy == nil || s.policy.Mode() == egress.ModeLimited && len(s.policy.Spec().AllowedHosts) == 0 {
-		return refuse(codeNotAllowed, "this session's environment allows no web hosts")
-	}
 	port := 443
 	if u.Scheme == "http" {
 		port = 80
@@ -91,9 +99,12 @@ func (s site) check(u *url.URL) error {
 		port = n
 	}
 	name := u.Hostname()
+	if s.policy == nil || s.policy.Mode() == egress.ModeLimited && len(s.policy.Spec().AllowedHosts) == 0 {
+		return s.deny(name, port, "this session's environment allows no web hosts")
+	}
 	if addr, err := netip.ParseAddr(name); err == nil {
 		if s.policy.Mode() != egress.ModeUnrestricted || len(s.allowed) > 0 || addr.Zone() != "" {
-			return refuse(codeNotAllowed, "%s is not an allowed web host", addr)
+			return s.deny(name, port, "%s is not an allowed web host", addr)
 		}
 		return nil
 	}
@@ -111,7 +122,7 @@ func (s site) check(u *url.URL) error {
 	}
 	switch _, ok := s.policy.Allows(host, port); {
 	case !ok:
-		return refuse(codeNotAllowed, "%s (port %d) is not in the allowed_hosts of this session's environment", host, port)
+		return s.deny(host.String(), port, "%s (port %d) is not in the allowed_hosts of this session's environment", host, port)
 	case len(s.allowed) > 0 && !listed(s.allowed, host.String(), u.EscapedPath()):
 		return refuse(codeNotAllowed, "%s is not in the tool's allowed_domains", host)
 	case listed(s.blocked, host.String(), u.EscapedPath()):
@@ -142,14 +153,25 @@ func (s *Session) fetch(ctx context.Context, call Call, config api.ToolConfig) (
 	if err := decode(call.Input, &in); err != nil || in.URL == "" {
 		return textResult(true, "%s: %s: give the address as the string url", api.ToolWebFetch, codeInput), nil
 	}
-	at := site{s.cfg.Web, config.AllowedDomains, config.BlockedDomains}
 	ctx, cancel := context.WithTimeout(ctx, s.toolset.fetchTime)
 	defer cancel()
+	at := site{s.cfg.Web, config.AllowedDomains, config.BlockedDomains, func(address string) { s.record(ctx, address) }}
 	page, err := s.get(ctx, at, in.URL)
 	if err != nil {
 		return s.webFailure(ctx, api.ToolWebFetch, err), nil
 	}
 	return s.show(ctx, call, page, config.MaxContentTokens), nil
+}
+
+// record leaves a refusal in the session's decisions: the guard, which refuses
+// the same, keeps them.
+func (s *Session) record(ctx context.Context, address string) {
+	if s.cfg.DialWeb == nil {
+		return
+	}
+	if conn, err := s.cfg.DialWeb(ctx, "tcp", address); err == nil {
+		_ = conn.Close() // the policy has been widened meanwhile
+	}
 }
 
 // page is what a server answered.

@@ -112,10 +112,17 @@ func TestFetchTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !slices.ContainsFunc(records, func(r egress.Record) bool {
-		return r.Host == "web.example.com" && r.DestPort == 443 && r.Source == egress.SourceWebTool && r.Verdict == egress.VerdictAllowed
-	}) {
-		t.Errorf("no record of the connection: %+v", records)
+	for _, want := range []egress.Record{
+		{Host: "web.example.com", DestPort: 443, Reason: egress.ReasonOK},
+		{Host: "web.example.com", DestPort: 8443, Reason: egress.ReasonPortNotAllowed},
+		{Host: "blocked.example.com", DestPort: 443, Reason: egress.ReasonNameNotAllowed},
+		{DestAddress: "127.0.0.1", DestPort: 80, Reason: egress.ReasonNoMapping},
+	} {
+		if !slices.ContainsFunc(records, func(r egress.Record) bool {
+			return r.Host == want.Host && r.DestPort == want.DestPort && r.Reason == want.Reason && r.Source == egress.SourceWebTool
+		}) {
+			t.Errorf("no record of %s:%d, %s: %+v", want.Host, want.DestPort, want.Reason, records)
+		}
 	}
 	interruptFetch(t, s, w, web+"/silent")
 }

@@ -354,3 +354,27 @@ func TestBlankText(t *testing.T) {
 		t.Errorf("the agent said %q", said)
 	}
 }
+
+// Images that the model's endpoint refuses, the user's or a tool's, do not end the
+// session: the agent goes on without them, and the log says so once for each.
+func TestRefusedImages(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, custom("look"))
+	w.model.NoImage = true
+	image := json.RawMessage(`{"type":"image","source":{"type":"base64","media_type":"image/png","data":"iVBORw0KGgo="}}`)
+	w.queue(api.EventUserMessage, api.MessageFields{Content: []json.RawMessage{image, text(modeltest.Script{
+		{Tools: []modeltest.ToolUse{use("look", `{}`)}}, {Text: "{{result}}"}}.Message())}})
+	used := of(w.untilIdle(1), api.EventAgentCustomToolUse)[0]
+	w.answer(api.EventUserCustomToolResult, api.CustomToolResultFields{CustomToolUseID: used.ID, Content: []json.RawMessage{text("seen"), image}})
+	w.untilIdle(2)
+	w.say(modeltest.Script{{Text: "on we go"}})
+	log := w.untilIdle(3)
+	equal(t, "messages", texts(t, log), []string{"seen\n[an image or document was here; the model's endpoint refused it]", "on we go"})
+	errs := of(log, api.EventSessionError)
+	if len(errs) != 2 {
+		t.Fatalf("errors: %s", show(errs))
+	}
+	if e := fields[api.ErrorFields](t, errs[0]).Error; e.Type != api.ErrorModelRequest || e.RetryStatus.Type != api.RetryRetrying || !strings.HasSuffix(e.Message, "refused them: Could not process image") {
+		t.Errorf("the log says %+v", e)
+	}
+}

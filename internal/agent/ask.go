@@ -55,7 +55,12 @@ func (r *run) ask(input []control.EventRecord) error {
 	if rep.stop == "model_context_window_exceeded" {
 		return r.tooLong()
 	}
-	return r.record(r.replyEvents(rep, ids)...)
+	events := r.replyEvents(rep, ids)
+	if rep.leftOut != "" {
+		told := r.failure(api.ErrorModelRequest, "The agent goes on without the images and documents of the last message, because the model's endpoint refused them: "+rep.leftOut, api.RetryRetrying)
+		events = append([]control.EventRecord{told}, events...)
+	}
+	return r.record(events...)
 }
 
 func (r *run) modelRequest() request {

@@ -72,6 +72,48 @@ func liftSystem(req request) request {
 	return req
 }
 
+// mediaLeftOut stands where an image or a document was.
+const mediaLeftOut = "[an image or document was here; the model's endpoint refused it]"
+
+// withoutMedia puts a note in the place of each image and document of a
+// conversation, those in results of tools too. last tells whether the user's last
+// message had one, n how many there were.
+func withoutMedia(messages []message) (out []message, n int, last bool) {
+	out = slices.Clone(messages)
+	for i, m := range out {
+		if m.Role != "user" {
+			continue
+		}
+		before := n
+		out[i].Content = replaceMedia(m.Content, &n)
+		last = n > before
+	}
+	return out, n, last
+}
+
+func replaceMedia(blocks []json.RawMessage, n *int) []json.RawMessage {
+	out := slices.Clone(blocks)
+	for i, b := range out {
+		var head struct {
+			Type      string            `json:"type"`
+			ToolUseID string            `json:"tool_use_id"`
+			Content   []json.RawMessage `json:"content"`
+			IsError   bool              `json:"is_error"`
+		}
+		if json.Unmarshal(b, &head) != nil {
+			continue // of another kind
+		}
+		switch head.Type {
+		case "image", "document":
+			out[i] = textBlock(mediaLeftOut)
+			*n++
+		case "tool_result":
+			out[i] = toolResult(head.ToolUseID, replaceMedia(head.Content, n), head.IsError)
+		}
+	}
+	return out
+}
+
 // toolResult is the block that answers a tool_use.
 func toolResult(toolUse string, content []json.RawMessage, isError bool) json.RawMessage {
 	return mustJSON(struct {

@@ -110,6 +110,7 @@ type reply struct {
 	stop    string
 	details *api.StopDetails // of a refusal
 	usage   api.ModelUsage
+	leftOut string // why images or documents of the last message were left out, or empty
 }
 
 // replyBlock is one block of a reply. Of tool uses that were cut off by the
@@ -139,27 +140,43 @@ var errSilent = errors.New("the model was silent for too long")
 
 // stream makes a request and gives each piece of the reply to show as it comes.
 //
-// Models differ in whether they take system messages within a conversation. Where
-// one refuses a request with such a message, the request is made again with its
-// text behind the system prompt, which every model takes; and when that goes well,
-// it is done so at once from then on.
+// Models differ in what they take, and what is in the log comes with every further
+// request; so a request that is refused as it is is made again in a form that more
+// of them take. The text of system messages goes behind the system prompt; when
+// that helps, it is done so at once from then on. Images and documents give way to
+// a note; the reply tells of it.
 func (c *Client) stream(ctx context.Context, req request, show func(piece)) (reply, error) {
-	if !hasSystem(req.messages) {
-		return c.try(ctx, req, show)
-	}
-	lifted := liftSystem(req)
-	if _, refuses := c.noSystem.Load(req.model.ID); refuses {
-		return c.try(ctx, lifted, show)
+	system := hasSystem(req.messages)
+	if _, refuses := c.noSystem.Load(req.model.ID); system && refuses {
+		req, system = liftSystem(req), false
 	}
 	rep, err := c.try(ctx, req, show)
-	var answered *anthropic.Error
-	if !errors.As(err, &answered) || answered.StatusCode != http.StatusBadRequest || classifyAnswer(answered).tooLong {
+	if system && isRefused(err) {
+		req = liftSystem(req)
+		if rep, err = c.try(ctx, req, show); err == nil {
+			c.noSystem.Store(req.model.ID, true)
+		}
+	}
+	if !isRefused(err) {
 		return rep, err
 	}
-	if rep, err = c.try(ctx, lifted, show); err == nil {
-		c.noSystem.Store(req.model.ID, true)
+	plain, n, last := withoutMedia(req.messages)
+	if n == 0 {
+		return rep, err
+	}
+	why := err
+	req.messages = plain
+	if rep, err = c.try(ctx, req, show); err == nil && last {
+		rep.leftOut = classify(why).message
 	}
 	return rep, err
+}
+
+// isRefused tells whether the endpoint did not take a request, for another reason
+// than its length.
+func isRefused(err error) bool {
+	var answered *anthropic.Error
+	return errors.As(err, &answered) && answered.StatusCode == http.StatusBadRequest && !classifyAnswer(answered).tooLong
 }
 
 // try makes one request.

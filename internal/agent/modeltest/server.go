@@ -21,6 +21,9 @@ type Server struct {
 	Rules []Rule
 	// NoSystem refuses conversations with system messages, as older models do.
 	NoSystem bool
+	// NoImage refuses conversations with images, as some models do, and as the API
+	// does with an image that it cannot read.
+	NoImage bool
 
 	mu       sync.Mutex // guards what follows
 	requests []Request
@@ -88,6 +91,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if s.NoSystem && req.hasSystemMessage() {
 		writeError(w, http.StatusBadRequest, "invalid_request_error", "role 'system' is not supported on this model")
+		return
+	}
+	if s.NoImage && req.hasImage() {
+		writeError(w, http.StatusBadRequest, "invalid_request_error", "Could not process image")
 		return
 	}
 	reply, step, err := choose(req.Messages, s.Rules)

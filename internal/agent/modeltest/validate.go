@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -77,16 +78,34 @@ func checkSystemBlocks(at string, blocks []block) error {
 	return nil
 }
 
+// hasImage tells whether the conversation has an image, in a result of a tool too.
+func (r *request) hasImage() bool {
+	isImage := func(b block) bool { return b.Type == "image" }
+	return slices.ContainsFunc(r.Messages, func(m message) bool {
+		return slices.ContainsFunc(m.Content, func(b block) bool {
+			var inner []block
+			return isImage(b) || b.Type == "tool_result" && json.Unmarshal(b.Content, &inner) == nil && slices.ContainsFunc(inner, isImage)
+		})
+	})
+}
+
 // hasSystemMessage tells whether the conversation has a message of the system's.
 func (r *request) hasSystemMessage() bool {
 	return slices.ContainsFunc(r.Messages, func(m message) bool { return m.Role == "system" })
 }
 
+// propertyName is what the API takes as the name of a property of an input.
+var propertyName = regexp.MustCompile(`^[a-zA-Z0-9_.-]{1,64}$`)
+
 func (r *request) checkTools() error {
 	seen := map[string]bool{}
 	for i, t := range r.Tools {
 		var schema struct {
-			Type string `json:"type"`
+			Type       string                     `json:"type"`
+			Properties map[string]json.RawMessage `json:"properties"`
+			AnyOf      json.RawMessage            `json:"anyOf"`
+			OneOf      json.RawMessage            `json:"oneOf"`
+			AllOf      json.RawMessage            `json:"allOf"`
 		}
 		switch err := json.Unmarshal(t.InputSchema, &schema); {
 		case t.Name == "" || len(t.Name) > 128:
@@ -95,6 +114,13 @@ func (r *request) checkTools() error {
 			return fmt.Errorf("tools: Tool names must be unique: %q", t.Name)
 		case err != nil || schema.Type != "object":
 			return fmt.Errorf("tools.%d.input_schema: must be an object schema", i)
+		case len(schema.AnyOf)+len(schema.OneOf)+len(schema.AllOf) > 0:
+			return fmt.Errorf("tools.%d.custom.input_schema: input_schema does not support oneOf, allOf, or anyOf at the top level", i)
+		}
+		for name := range schema.Properties {
+			if !propertyName.MatchString(name) {
+				return fmt.Errorf("tools.%d.custom.input_schema.properties: Property keys should match pattern '%s'", i, propertyName)
+			}
 		}
 		seen[t.Name] = true
 	}

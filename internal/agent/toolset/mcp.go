@@ -67,8 +67,12 @@ func (m *server) tools(ctx context.Context) ([]Tool, *ServerError) {
 			continue
 		}
 		schema, err := json.Marshal(t.InputSchema)
-		if err != nil || len(schema) > maxSchema || len(t.Name) > maxToolName || t.Name == "" || !isObject(schema) {
-			m.log.WarnContext(ctx, "an MCP server's tool is left out: its name or schema cannot be offered", "server", m.name)
+		if err == nil {
+			schema, err = offered(schema)
+		}
+		if err != nil || len(schema) > maxSchema || len(t.Name) > maxToolName || t.Name == "" {
+			m.log.WarnContext(ctx, "an MCP server's tool is left out: its name or schema cannot be offered",
+				"server", m.name, "tool", oneLine(t.Name, maxToolName), "error", err)
 			continue
 		}
 		description := t.Description
@@ -79,15 +83,6 @@ func (m *server) tools(ctx context.Context) ([]Tool, *ServerError) {
 			Description: clip(description, maxDescription), Permission: config.PermissionPolicy.Type})
 	}
 	return tools, nil
-}
-
-// isObject tells whether a schema describes an object, as the model's side
-// wants it.
-func isObject(schema []byte) bool {
-	var head struct {
-		Type string `json:"type"`
-	}
-	return json.Unmarshal(schema, &head) == nil && head.Type == "object"
 }
 
 // connect makes the connection and lists the tools, unless that is done. The

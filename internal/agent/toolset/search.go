@@ -204,6 +204,9 @@ func showHits(hits []hit, at site, count int) Result {
 		if h.snippet == "" {
 			h.snippet = u.String()
 		}
+		if h.title == "" {
+			h.title = u.Host // the wire wants one
+		}
 		content = append(content, searchBlock(u.String(), h.title, h.snippet))
 	}
 	if len(content) == 0 {

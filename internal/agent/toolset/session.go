@@ -95,8 +95,12 @@ func (s *Session) Tools(ctx context.Context) ([]Tool, []*ServerError) {
 	for _, t := range s.cfg.Tools {
 		switch {
 		case t.Custom != nil:
+			schema, err := offered(t.Custom.InputSchema)
+			if err != nil { // the model's endpoint says what is wrong with it
+				schema = t.Custom.InputSchema
+			}
 			custom = append(custom, Tool{Kind: KindCustom, ModelName: t.Custom.Name, Name: t.Custom.Name,
-				Description: t.Custom.Description, InputSchema: t.Custom.InputSchema})
+				Description: t.Custom.Description, InputSchema: schema})
 		case t.Toolset.Type == api.ToolsetAgent:
 			builtin = append(builtin, s.builtins(t.Toolset)...)
 		}

@@ -217,7 +217,7 @@ func TestSearch(t *testing.T) {
 	}
 	_, hits, r := search(s, "a & b?")
 	want := []string{`{"type":"search_result","source":"http://web.example.com/1","title":"One","content":[{"type":"text","text":"first thing"}],"citations":{"enabled":false}}`,
-		`{"type":"search_result","source":"https://sub.web.example.com/3","title":"","content":[{"type":"text","text":"https://sub.web.example.com/3"}],"citations":{"enabled":false}}`}
+		`{"type":"search_result","source":"https://sub.web.example.com/3","title":"sub.web.example.com","content":[{"type":"text","text":"https://sub.web.example.com/3"}],"citations":{"enabled":false}}`}
 	if r.IsError || len(hits) != 2 || string(hits[0]) != want[0] || string(hits[1]) != want[1] {
 		t.Errorf("results: %s", hits)
 	}

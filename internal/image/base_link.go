@@ -72,14 +72,15 @@ func putFiles(rootfs string, files map[string]string) error {
 	}
 	defer root.Close()
 	for name, content := range files {
-		if err := putFile(root, strings.TrimPrefix(name, "/"), content); err != nil {
+		if err := putFile(root, strings.TrimPrefix(name, "/"), content, 0o644); err != nil {
 			return fmt.Errorf("writing the template's file %s: %w", name, err)
 		}
 	}
 	return nil
 }
 
-func putFile(root *os.Root, name, content string) error {
+// putFile puts one file into a root, whatever the umask is.
+func putFile(root *os.Root, name, content string, mode os.FileMode) error {
 	dir, err := rootResolve(root, path.Dir(name), false)
 	if err != nil {
 		return err
@@ -91,11 +92,10 @@ func putFile(root *os.Root, name, content string) error {
 	if err := root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if err != nil {
 		return err
 	}
 	_, err = f.WriteString(content)
-	// Whatever the umask was.
-	return errors.Join(err, f.Chmod(0o644), f.Close())
+	return errors.Join(err, f.Chmod(mode), f.Close())
 }

@@ -222,15 +222,16 @@ func finishDebian(rootfs string) error {
 			return fmt.Errorf("finishing the root: %w", err)
 		}
 	}
-	for link, target := range map[string]string{"usr/local/bin/python": "/usr/bin/python3", "node_modules": "/usr/local/lib/node_modules"} {
-		if _, err := root.Lstat(strings.TrimPrefix(target, "/")); link != "node_modules" && err != nil {
-			continue
-		}
-		if err := root.Symlink(target, link); err != nil && !errors.Is(err, os.ErrExist) {
+	if _, err := root.Lstat("usr/bin/python3"); err == nil {
+		if err := root.Symlink("/usr/bin/python3", "usr/local/bin/python"); err != nil && !errors.Is(err, os.ErrExist) {
 			return fmt.Errorf("finishing the root: %w", err)
 		}
 	}
-	return root.MkdirAll("usr/local/lib/node_modules", 0o755)
+	// Also without npm, which an environment's apt packages may bring.
+	if err := linkModules(root); err != nil {
+		return fmt.Errorf("finishing the root: %w", err)
+	}
+	return nil
 }
 
 // debianPackages lists what dpkg says is installed in the root as name=version:arch, sorted. It fails unless every

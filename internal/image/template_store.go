@@ -21,7 +21,7 @@ import (
 )
 
 // baseFormat is part of every digest: raise it when what a declaration means has changed.
-const baseFormat = "1"
+const baseFormat = "2"
 
 // TemplatesConfig says where templates live and what the operator adds.
 type TemplatesConfig struct {

@@ -53,7 +53,11 @@ head -c 3000000 /dev/urandom > data; echo 'git works' > note; git add .; git com
 git clone -q https://git.example.com/probe.git ../two; cmp data ../two/data
 echo more >> note; git commit -qam second; git push -q origin main; cd ../two; git pull -q; cat note`, "^git works\nmore$"},
 		{"pip", "pip install -q --index-url https://pip.example.com/simple atoll-probe && python3 -c 'import atoll_probe; print(atoll_probe.VALUE)'", "^pip works$"},
-		{"npm", "mkdir /tmp/npm && cd /tmp/npm && npm init -y >/dev/null && npm install --registry https://npm.example.com/ atoll-probe && node -p 'require(\"atoll-probe\")'", "^npm works$"},
+		// In a directory with nothing in it, as on any machine: the project is made there, and / is left alone.
+		{"npm", `set -e; mkdir -p /tmp/npm/new; cd /tmp/npm/new; npm install --registry https://npm.example.com/ atoll-probe >&2
+ls; ls node_modules; readlink /node_modules; echo 'import WebSocket from "ws"; console.log(typeof WebSocket)' > x.mjs; node x.mjs
+node -p 'require("ws").WebSocket.name + " " + require("atoll-probe")'`,
+			"^node_modules\npackage-lock.json\npackage.json\natoll-probe\n/usr/local/lib/node_modules\nfunction\nWebSocket npm works$"},
 		{"cargo", `set -e; mkdir -p /tmp/cargo/src /tmp/cargo/.cargo; cd /tmp/cargo
 printf '[registries.probe]\nindex = "sparse+https://crates.example.com/index/"\n' > .cargo/config.toml
 printf '[package]\nname = "x"\nversion = "1.0.0"\nedition = "2021"\n[dependencies]\natoll-probe = { version = "1", registry = "probe" }\n' > Cargo.toml

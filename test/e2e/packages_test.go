@@ -43,7 +43,9 @@ func (s *server) built(env string) build {
 // networking, usable without any set-up, shared with a second environment.
 func TestPackages(t *testing.T) {
 	s := newServer(t, "")
-	packages := object{"apt": []string{"figlet"}, "npm": []string{"express@4.18.2"}, "pip": []string{"six==1.16.0", "idna"}}
+	// figlet to be used, the others for what their maintainer scripts do.
+	apt := []string{"figlet", "cron", "tcpdump", "traceroute"}
+	packages := object{"apt": apt, "npm": []string{"express@4.18.2"}, "pip": []string{"six==1.16.0", "idna"}}
 	env := s.environment(object{"packages": packages, "networking": object{"type": "limited", "allow_package_managers": false}})
 	agent := s.agent()
 	var ids []string
@@ -82,11 +84,14 @@ func TestPackages(t *testing.T) {
 	}
 	var log string
 	s.try("GET", "/atoll/v1/environments/"+env+"/build/log", nil, &log)
+	checkScripts(t, s, ids[0], log)
 	if n := strings.Count(log, "pip install"); n > 1 {
 		t.Errorf("twenty sessions caused more than one install:\n%s", log)
 	}
 
-	other := s.environment(object{"packages": object{"apt": []string{"figlet"}, "npm": []string{"express@4.18.2"}, "pip": []string{"six==1.16.0"}}})
+	s.checkNpmProjects(ids[3])
+
+	other := s.environment(object{"packages": object{"apt": apt, "npm": []string{"express@4.18.2"}, "pip": []string{"six==1.16.0"}}})
 	b = s.built(other)
 	if b.Status != "ready" || len(b.Layers) != 3 || !b.Layers[0].Hit || !b.Layers[1].Hit || b.Layers[2].Hit {
 		t.Errorf("an environment that differs in pip only must reuse apt and npm: %+v", b)
@@ -103,6 +108,45 @@ func TestPackages(t *testing.T) {
 	s.must(ids[1], "rm -rf /usr/local/lib/node_modules/express && echo broken > $(python3 -c 'import six; print(six.__file__)')")
 	s.must(ids[2], `python3 -c 'import six' && node -e 'require("express")'`)
 	s.must(s.session(agent, env), `python3 -c 'import six' && node -e 'require("express")'`)
+}
+
+// checkScripts: Debian's maintainer scripts ran, as they do on any machine, but
+// for services, which were not started. Nothing keeps a session from starting them.
+func checkScripts(t *testing.T, s *server, session, log string) {
+	for _, tt := range []struct{ what, shell, want string }{
+		{"an alternative", "readlink -f /usr/bin/traceroute", "/usr/bin/traceroute.db"},
+		{"an entry of ldconfig", "/sbin/ldconfig -p | grep -c 'libpcap.so.0.8 '", "1"},
+		{"a user", "getent passwd tcpdump | cut -d: -f1", "tcpdump"},
+		{"a group", "getent group crontab | cut -d: -f1", "crontab"},
+		{"no service", "cat /proc/[0-9]*/comm | grep -cx cron; ls /run/crond.pid /usr/sbin/policy-rc.d 2>/dev/null; true", "0"},
+		{"a service that is started", "service cron start >/dev/null && until pgrep -x cron >/dev/null; do sleep 0.1; done; pgrep -xc cron", "1"},
+	} {
+		if got := s.must(session, tt.shell); got != tt.want {
+			t.Errorf("%s: %s: got %q, want %q", tt.what, tt.shell, got, tt.want)
+		}
+	}
+	if !strings.Contains(log, "policy-rc.d denied execution of start") {
+		t.Errorf("the log of cron's install does not say that it was not started:\n%s", log)
+	}
+}
+
+// checkNpmProjects: what npm takes for the project is what it would be without
+// the link by which express is found everywhere.
+func (s *server) checkNpmProjects(session string) {
+	s.t.Helper()
+	for _, tt := range []struct{ shell, want string }{
+		{"mkdir -p /tmp/n/none/deep && cd /tmp/n/none/deep && npm prefix && npm root && npm prefix -g", "/tmp/n/none/deep\n/tmp/n/none/deep/node_modules\n/usr/local"},
+		{"mkdir -p /tmp/n/one/deep && cd /tmp/n/one && npm init -y >/dev/null && cd deep && npm prefix", "/tmp/n/one"},
+		{"cd && npm prefix", "/root"},
+		{"cd /tmp/n/none/deep && npm install --silent ../../one && ls && ls node_modules", "node_modules\npackage-lock.json\npackage.json\none"},
+		{"readlink /node_modules && cd /tmp/n/none/deep && node -p 'require(\"express/package.json\").version'", "/usr/local/lib/node_modules\n4.18.2"},
+		{"cd /tmp/n/none/deep && echo 'import express from \"express\"; console.log(typeof express)' > x.mjs && node x.mjs", "function"},
+		{"cd / && rm /node_modules && mkdir /node_modules && cd /opt && npm prefix", "/"}, // somebody's own
+	} {
+		if got := s.must(session, tt.shell); got != tt.want {
+			s.t.Errorf("%s: got %q, want %q", tt.shell, got, tt.want)
+		}
+	}
 }
 
 // TestBuildFails shows that a failure has a name and reaches who waits.

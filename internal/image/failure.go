@@ -110,7 +110,7 @@ var networkWords = words(KindRegistryUnreachable, "the registry cannot be reache
 // that is not there. Tools bury it under the fact that a build failed.
 var absentWords = regexp.MustCompile(`fatal error: \S+: No such file or directory|cannot find -l\S+|library not found for -l|` +
 	`^No package '[^']+' found|Package '?[^' ]+'?,? (?:required by '[^']+'|was) not found|Package \S+ was not found in the pkg-config search path|` +
-	`Could not find (?:the )?(?:directory of )?\S+ (?:library|headers?|installation)|linker .\S+. not found`)
+	`Could not find (?:the )?(?:directory of )?\S+ (?:library|headers?|installation)`)
 
 // managerRules recognise each tool's own words, the most telling first.
 var managerRules = map[string][]rule{
@@ -184,11 +184,11 @@ func classify(e evidence) *Failure {
 	network := func() bool { return match(networkWords) }
 	switch {
 	case e.usage.DiskFull:
-		f.Kind, phrase = KindDiskFull, commonRules[0].phrase
+		f.Kind, phrase = KindDiskFull, commonRules[0].phrase+", at the limit of packages.disk"
 	case e.usage.OOMKills > 0:
-		f.Kind, phrase = KindOutOfMemory, commonRules[2].phrase
+		f.Kind, phrase = KindOutOfMemory, commonRules[2].phrase+", at the limit of packages.memory"
 	case e.usage.PidsFull:
-		f.Kind, phrase = KindTooManyProcesses, commonRules[1].phrase
+		f.Kind, phrase = KindTooManyProcesses, commonRules[1].phrase+", at the limit of packages.processes"
 	case e.timedOut:
 		f.Kind, phrase, f.ExitCode = KindTimeout, "not done after "+e.limit+", the limit of packages.manager_timeout", -1
 	case match(commonRules...):
@@ -203,26 +203,22 @@ func classify(e evidence) *Failure {
 		}
 	}
 	said = strings.TrimSpace(said)
-	if cause := absent(e.lines); f.Kind == KindInstallError && cause != "" {
-		said = cause + " (a header or library that an apt package of the environment could bring)"
-		if !slices.Contains(f.Tail, cause) {
-			f.Tail = tailOf(append([]string{cause}, f.Tail[min(1, max(0, len(f.Tail)-tailLines+1)):]...))
+	if line, hint, kind := cause(e.lines); f.Kind == KindInstallError && line != "" {
+		f.Kind, said = kind, line+" ("+hint+")"
+		if !slices.Contains(f.Tail, line) {
+			f.Tail = tailOf(append([]string{line}, f.Tail[min(1, max(0, len(f.Tail)-tailLines+1)):]...))
+		}
+	}
+	if f.Kind == KindInstallError || f.Kind == KindOutOfMemory {
+		if end := ended(e); end != "" && said != "" {
+			said = end + ": " + said
+		} else if end != "" {
+			said = end
 		}
 	}
 	f.blame(e, named)
 	f.Message = sentence(f, phrase, said, len(e.specs))
 	return f
-}
-
-// absent finds the first line that names a header or library that is not there:
-// what follows from it comes after it.
-func absent(lines []string) string {
-	for _, l := range lines {
-		if absentWords.MatchString(l) {
-			return strings.TrimSpace(l)
-		}
-	}
-	return ""
 }
 
 func (r rule) find(lines []string) (line, name string, ok bool) {
@@ -324,9 +320,9 @@ func sentence(f *Failure, phrase, said string, total int) string {
 		} else {
 			phrase = strings.ReplaceAll(phrase, "%s", fmt.Sprintf("%q", name))
 		}
-	} else if f.Kind == KindInstallError && name != "" {
+	} else if (f.Kind == KindInstallError || f.Kind == KindToolchainMissing) && name != "" {
 		phrase += fmt.Sprintf(" for %q", name)
-	} else if f.Kind == KindInstallError && total > 1 {
+	} else if (f.Kind == KindInstallError || f.Kind == KindToolchainMissing) && total > 1 {
 		phrase += fmt.Sprintf(" for one of %d packages", total)
 	}
 	line := f.Manager + ": " + phrase

@@ -71,10 +71,69 @@ func TestAbsent(t *testing.T) {
 	if len(f.Tail) != tailLines || !strings.Contains(f.Tail[0], "mysql.h") || f.Tail[tailLines-1] != lines[len(lines)-1] {
 		t.Errorf("tail is %q", f.Tail)
 	}
-	for _, line := range []string{"/usr/bin/ld: cannot find -lpq: No such file or directory", "No package 'cairo' found",
-		"Package libffi was not found in the pkg-config search path.", "error: linker `cc` not found"} {
-		if absent([]string{line}) == "" {
-			t.Errorf("not recognised: %s", line)
+	for line, kind := range map[string]Kind{
+		"/usr/bin/ld: cannot find -lpq: No such file or directory":                         KindInstallError,
+		"No package 'cairo' found":                                                         KindInstallError,
+		"Package libffi was not found in the pkg-config search path.":                      KindInstallError,
+		"error: linker `cc` not found":                                                     KindToolchainMissing,
+		"error: command 'gcc' failed: No such file or directory":                           KindToolchainMissing,
+		"unable to execute 'x86_64-linux-gnu-gcc': No such file or directory":              KindToolchainMissing,
+		"FileNotFoundError: [Errno 2] No such file or directory: 'cmake'":                  KindToolchainMissing,
+		"/bin/sh: 1: make: not found":                                                      KindToolchainMissing,
+		"sh: line 1: g++: command not found":                                               KindToolchainMissing,
+		"gyp ERR! stack Error: not found: make":                                            KindToolchainMissing,
+		`cgo: C compiler "gcc" not found: exec: "gcc": executable file not found in $PATH`: KindToolchainMissing,
+		"You have to install development tools first.":                                     KindToolchainMissing,
+		"error: can't find Rust compiler":                                                  KindToolchainMissing,
+		"FileNotFoundError: [Errno 2] No such file or directory: 'data.txt'":               "",
+		"configure: maker: not found":                                                      "",
+	} {
+		if found, _, is := cause([]string{"before", line, "after"}); (found != "") != (kind != "") || kind != "" && is != kind {
+			t.Errorf("%s: %q, %s", line, found, is)
+		}
+	}
+	f = classify(evidence{manager: "cargo", current: 0, exit: BoxExit{Code: 101}, lines: []string{"error: linker `cc` not found", "error: could not compile `x`"}, specs: []spec{{text: "x", name: "x"}}})
+	if f.Kind != KindToolchainMissing || f.Message != "cargo: compiling \"x\" failed: error: linker `cc` not found (a compiler or build tool that the template lacks; an apt package of the environment could bring it, such as build-essential)" {
+		t.Errorf("%s: %s", f.Kind, f.Message)
+	}
+}
+
+// TestSignals: a failure names the signal that ended the tool or what it ran.
+func TestSignals(t *testing.T) {
+	for _, tt := range []struct {
+		exit    BoxExit
+		line    string
+		kind    Kind
+		message string
+	}{
+		{BoxExit{Code: 137, Signal: "SIGKILL"}, "Collecting x", KindInstallError, `pip: installing failed for "x": pip was ended by SIGKILL: Collecting x`},
+		{BoxExit{Code: 1}, "subprocess.CalledProcessError: Command '['cc1']' died with <Signals.SIGSEGV: 11>.", KindInstallError,
+			`pip: installing failed for "x": a program that it ran was ended by SIGSEGV: subprocess.CalledProcessError: Command '['cc1']' died with <Signals.SIGSEGV: 11>.`},
+		{BoxExit{Code: 1}, "gcc: fatal error: Killed signal terminated program cc1", KindOutOfMemory,
+			`pip: the build is out of memory: a program that it ran was ended by SIGKILL: gcc: fatal error: Killed signal terminated program cc1`},
+		{BoxExit{Code: 1}, "error: exit code 1", KindInstallError, `pip: installing failed for "x": error: exit code 1`},
+		{BoxExit{Code: 1}, "error: Aborted by user", KindInstallError, `pip: installing failed for "x": error: Aborted by user`},
+	} {
+		f := classify(evidence{manager: "pip", current: -1, exit: tt.exit, lines: []string{tt.line}, specs: []spec{{text: "x", name: "x"}}})
+		if f.Kind != tt.kind || f.Message != tt.message {
+			t.Errorf("%q is %s: %s\nwant %s", tt.line, f.Kind, f.Message, tt.message)
+		}
+	}
+	for line, want := range map[string]string{
+		"  rustc --crate-name x (signal: 11, SIGSEGV: invalid memory reference)": "SIGSEGV",
+		"npm error signal SIGABRT": "SIGABRT",
+		"  │ exit code: -11":       "SIGSEGV",
+		"g++: internal compiler error: Segmentation fault signal terminated program cc1plus": "SIGSEGV",
+		"# example.com/x: compile: signal: killed":                                           "SIGKILL",
+		"dpkg: x subprocess was killed by signal (Segmentation fault)":                       "SIGSEGV",
+		"make: *** [Makefile:2: all] Segmentation fault (core dumped)":                       "SIGSEGV",
+		"make[1]: *** [Makefile:2: all] Error 139":                                           "SIGSEGV",
+		"/bin/sh: line 1:   123 Killed                  cc1":                                 "SIGKILL",
+		"Bus error": "SIGBUS",
+		"error: command '/usr/bin/gcc' failed with exit code 134": "SIGABRT",
+	} {
+		if got := ended(evidence{manager: "pip", lines: []string{"x", line}}); got != "a program that it ran was ended by "+want {
+			t.Errorf("%s: %q, want %s", line, got, want)
 		}
 	}
 }

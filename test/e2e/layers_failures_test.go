@@ -1,9 +1,6 @@
 package e2e
 
 import (
-	"archive/tar"
-	"bytes"
-	"compress/gzip"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -29,6 +26,12 @@ var backends = map[string]string{
     with open("x", "wb") as f:
         while True:
             f.write(b"x" * (1 << 20))`,
+	// A compiler that crashes.
+	"atoll-e2e-crash": `
+    subprocess.check_call(["python3", "-c", "import os; os.kill(os.getpid(), 11)"])`,
+	// A template without a compiler, as far as this build can see.
+	"atoll-e2e-tools": `
+    subprocess.check_call(["gcc", "-c", "x.c"], env={"PATH": "/nonexistent"})`,
 	"atoll-e2e-sleep": `
     print("going to sleep", flush=True)
     time.sleep(3600)`,
@@ -65,37 +68,19 @@ func (m *mirror) addSource(t *testing.T, name, does string) {
 	t.Helper()
 	root := strings.ReplaceAll(name, "-", "_") + "-1.0"
 	metadata := fmt.Sprintf("Metadata-Version: 2.1\nName: %s\nVersion: 1.0\n", name)
-	files := [][2]string{
-		{"PKG-INFO", metadata},
-		{"pyproject.toml", "[build-system]\nrequires = []\nbuild-backend = \"backend\"\nbackend-path = [\".\"]\n"},
-		{"backend.py", fmt.Sprintf(`import os, subprocess, time
+	packed := tarball(t,
+		file{root + "/PKG-INFO", metadata},
+		file{root + "/pyproject.toml", "[build-system]\nrequires = []\nbuild-backend = \"backend\"\nbackend-path = [\".\"]\n"},
+		file{root + "/backend.py", fmt.Sprintf(`import os, subprocess, time
 def prepare_metadata_for_build_wheel(directory, config_settings=None):
     os.mkdir(f"{directory}/%[1]s.dist-info")
     open(f"{directory}/%[1]s.dist-info/METADATA", "w").write(%[2]q)
     return "%[1]s.dist-info"
 def build_wheel(directory, config_settings=None, metadata_directory=None):%[3]s
-`, root, metadata, does)},
-	}
-	var out bytes.Buffer
-	zipped := gzip.NewWriter(&out)
-	archive := tar.NewWriter(zipped)
-	for _, f := range files {
-		if err := archive.WriteHeader(&tar.Header{Name: root + "/" + f[0], Mode: 0o644, Size: int64(len(f[1]))}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := archive.Write([]byte(f[1])); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := archive.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := zipped.Close(); err != nil {
-		t.Fatal(err)
-	}
-	file := root + ".tar.gz"
-	m.put("/files/"+file, out.Bytes())
-	m.put("/simple/"+name+"/", fmt.Appendf(nil, `<!DOCTYPE html><html><body><a href="/files/%s">%s</a></body></html>`, file, file))
+`, root, metadata, does)})
+	archive := root + ".tar.gz"
+	m.put("/files/"+archive, packed)
+	m.put("/simple/"+name+"/", fmt.Appendf(nil, `<!DOCTYPE html><html><body><a href="/files/%s">%s</a></body></html>`, archive, archive))
 }
 
 // TestLayersFail makes builds fail in every way that a package or a registry
@@ -103,6 +88,7 @@ def build_wheel(directory, config_settings=None, metadata_directory=None):%[3]s
 func TestLayersFail(t *testing.T) {
 	m := newMirror(t)
 	m.addSources(t)
+	m.put("/simple/atoll-e2e-redirect/", []byte(`<!DOCTYPE html><html><body><a href="/moved/atoll_e2e_redirect-1.0.tar.gz">atoll_e2e_redirect-1.0.tar.gz</a></body></html>`))
 	m.put("/simple/atoll-e2e-moved/", []byte(`<!DOCTYPE html><html><body><a href="http://moved.example.com/atoll_e2e_moved-1.0.tar.gz">atoll_e2e_moved-1.0.tar.gz</a></body></html>`))
 	const limits = `
 packages:
@@ -129,6 +115,12 @@ packages:
 			[]string{"pip: the requirements do not fit together: "}, "six"},
 		{patient, "refused host", object{"pip": []string{"six", "atoll-e2e-moved"}}, "host_refused", "",
 			[]string{"pip: the build was kept from moved.example.com: only the template's registries can be reached", `the configuration needs the line registries: {"*": {pip: ["+moved.example.com"]}}, and atoll reload`}, "moved.example.com"},
+		{patient, "redirect to a refused host", object{"pip": []string{"atoll-e2e-redirect"}}, "host_refused", "atoll-e2e-redirect",
+			[]string{"pip: the build was kept from moved.example.com: only the template's registries can be reached", `["+moved.example.com"]`}, "moved.example.com"},
+		{patient, "crash", object{"pip": []string{"atoll-e2e-crash"}}, "install_error", "atoll-e2e-crash",
+			[]string{`pip: building "atoll-e2e-crash" failed: a program that it ran was ended by SIGSEGV: `}, "SIGSEGV"},
+		{patient, "no compiler", object{"pip": []string{"atoll-e2e-tools"}}, "toolchain_missing", "atoll-e2e-tools",
+			[]string{`pip: building "atoll-e2e-tools" failed: `, "No such file or directory: 'gcc' (a compiler or build tool that the template lacks; an apt package"}, "gcc"},
 		{patient, "header", object{"pip": []string{"six", "atoll-e2e-header"}}, "install_error", "atoll-e2e-header",
 			[]string{`pip: building "atoll-e2e-header" failed: `, "atollmissing/core.h: No such file or directory"}, "core.h"},
 		{patient, "dead registry", object{"npm": []string{"@dead/x"}}, "registry_unreachable", "@dead/x",
@@ -136,13 +128,13 @@ packages:
 		{hurried, "slow registry", object{"npm": []string{"@slow/x"}}, "timeout", "@slow/x",
 			[]string{"npm: not done after 25s"}, ""},
 		{patient, "full disk", object{"pip": []string{"atoll-e2e-disk"}}, "disk_full", "atoll-e2e-disk",
-			[]string{"pip: the disk of the build is full"}, ""},
+			[]string{"pip: the disk of the build is full, at the limit of packages.disk"}, ""},
 		{patient, "memory", object{"pip": []string{"atoll-e2e-memory"}}, "out_of_memory", "atoll-e2e-memory",
-			[]string{"pip: the build is out of memory"}, ""},
+			[]string{"pip: the build is out of memory, at the limit of packages.memory"}, ""},
 		{hurried, "time", object{"pip": []string{"atoll-e2e-sleep"}}, "timeout", "atoll-e2e-sleep",
 			[]string{"pip: not done after 25s"}, ""},
 		{patient, "processes", object{"pip": []string{"atoll-e2e-forks"}}, "too_many_processes", "atoll-e2e-forks",
-			[]string{"pip: the build has too many processes"}, ""},
+			[]string{"pip: the build has too many processes, at the limit of packages.processes"}, ""},
 	}
 	agents := map[*server]string{patient: patient.agent(), hurried: hurried.agent()}
 	for s, agent := range agents {
@@ -170,17 +162,10 @@ packages:
 					t.Errorf("%s: the message has no %q: %s\n%s", tt.name, part, e.Message, tail)
 				}
 			}
-			var answer struct{ Error struct{ Message string } }
-			var raw string
-			if code := s.try("POST", "/atoll/v1/sessions/"+id+"/exec?stream=false", object{"shell": "true"}, &raw); code != 409 {
-				t.Errorf("%s: exec answers %d %s", tt.name, code, raw)
-			}
-			decode(t, raw, &answer)
-			if !strings.Contains(answer.Error.Message, e.Message) {
-				t.Errorf("%s: exec says %q, the build %q", tt.name, answer.Error.Message, e.Message)
-			}
+			s.checkTold(id, e.Message)
 		})
 	}
+	wg.Go(func() { patient.checkCancelled() })
 	wg.Wait()
 	for s := range agents {
 		if keys := committed(t, s); len(keys) > 0 {
@@ -193,9 +178,75 @@ packages:
 			}
 		}
 	}
+	patient.checkFlaky(m, agents[patient])
 	// The same server builds what is right.
 	env := patient.environment(mirrored(object{"pip": []string{"six==1.17.0"}}))
 	patient.must(patient.session(agents[patient], env), "python3 -c 'import six'")
+}
+
+// checkTold: a session that waited for a build that failed hears of it without
+// asking, its commands answer the same, and both have the build's words.
+func (s *server) checkTold(session, message string) {
+	s.t.Helper()
+	var told event
+	waitFor(s.t, time.Minute, "the session to be told", func() bool {
+		log, _ := s.events(session)
+		i := slices.IndexFunc(log, func(e event) bool { return e.Type == "session.error" })
+		if i >= 0 {
+			told = log[i]
+		}
+		return i >= 0
+	})
+	var answer struct{ Error struct{ Message string } }
+	var raw string
+	if code := s.try("POST", "/atoll/v1/sessions/"+session+"/exec?stream=false", object{"shell": "true"}, &raw); code != 409 {
+		s.t.Errorf("exec answers %d %s", code, raw)
+	}
+	decode(s.t, raw, &answer)
+	want := "The packages of the environment could not be installed. " + message
+	if answer.Error.Message != want || told.Error.Message != want || told.Error.Type != "unknown_error" {
+		s.t.Errorf("the build says %q,\nexec %q,\nthe event %+v", message, answer.Error.Message, told.Error)
+	}
+}
+
+// checkCancelled: a build that nobody wants any more ends, and says so.
+func (s *server) checkCancelled() {
+	s.t.Helper()
+	env := s.environment(mirrored(object{"npm": []string{"@slow/cancelled"}}))
+	var b build
+	waitFor(s.t, 5*time.Minute, "the install to run", func() bool {
+		s.call("GET", "/atoll/v1/environments/"+env+"/build", nil, &b)
+		return len(b.Layers) == 1 && b.Layers[0].State == "building"
+	})
+	s.call("POST", "/v1/environments/"+env+"/archive", nil, nil)
+	if b = s.built(env); b.Error == nil || b.Error.Kind != "cancelled" || b.Error.Message != "npm: the build was cancelled" {
+		s.t.Errorf("the build of an archived environment: %+v %+v", b, b.Error)
+	}
+}
+
+// checkFlaky: a registry that is broken for a while is asked again, and the log
+// says so.
+func (s *server) checkFlaky(m *mirror, agent string) {
+	s.t.Helper()
+	m.addNpm(s.t, "/flaky/", "@flaky/x", object{"main": "index.js"}, file{"package/index.js", "module.exports = 'at last'\n"})
+	m.mu.Lock()
+	m.broken = 6 // npm itself asks three times in each of two attempts
+	m.mu.Unlock()
+	env := s.environment(mirrored(object{"npm": []string{"@flaky/x"}}))
+	id := s.session(agent, env)
+	if b := s.built(env); b.Status != "ready" {
+		s.t.Errorf("a registry that was broken twice: %+v %+v", b, b.Error)
+		return
+	}
+	if got := s.must(id, "cd /tmp && node -p 'require(\"@flaky/x\")'"); got != "at last" {
+		s.t.Errorf("the package says %q", got)
+	}
+	log := s.mustAtoll("build", "--log", env)
+	for _, attempt := range []string{"npm: attempt 1: npm: the registry cannot be reached: ", "npm: attempt 2: npm: the registry cannot be reached: ", " s\n"} {
+		if !strings.Contains(log, attempt) {
+			s.t.Errorf("the log has no %q:\n%s", attempt, log)
+		}
+	}
 }
 
 // builders lists what builder sandboxes a data directory has.

@@ -1,9 +1,6 @@
 package e2e
 
 import (
-	"archive/tar"
-	"bytes"
-	"compress/gzip"
 	"crypto/sha512"
 	"encoding/base64"
 	"encoding/json"
@@ -101,39 +98,25 @@ func evilBackends() map[string]string {
 	}
 }
 
-// addNpm puts a package on the mirror whose install script is the evil one.
-func (m *mirror) addNpm(t *testing.T) {
+// addNpm puts an npm package on the mirror, in the registry below a path.
+func (m *mirror) addNpm(t *testing.T, registry, name string, manifest object, files ...file) {
 	t.Helper()
-	manifest, err := json.Marshal(object{"name": "@evil/post", "version": "1.0.0", "scripts": object{"postinstall": "python3 evil.py > /usr/local/evil-report 2>&1"}})
+	manifest["name"], manifest["version"] = name, "1.0.0"
+	content, err := json.Marshal(manifest)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var out bytes.Buffer
-	zipped := gzip.NewWriter(&out)
-	archive := tar.NewWriter(zipped)
-	for name, text := range map[string]string{"package.json": string(manifest), "evil.py": evilScript} {
-		if err := archive.WriteHeader(&tar.Header{Name: "package/" + name, Mode: 0o644, Size: int64(len(text))}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := archive.Write([]byte(text)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := archive.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := zipped.Close(); err != nil {
-		t.Fatal(err)
-	}
-	sum := sha512.Sum512(out.Bytes())
-	packument, err := json.Marshal(object{"name": "@evil/post", "dist-tags": object{"latest": "1.0.0"}, "versions": object{"1.0.0": object{
-		"name": "@evil/post", "version": "1.0.0", "hasInstallScript": true,
-		"dist": object{"tarball": "http://slow.example.com:" + mirrorPort + "/files/evil.tgz", "integrity": "sha512-" + base64.StdEncoding.EncodeToString(sum[:])}}}})
+	packed := tarball(t, append(files, file{"package/package.json", string(content)})...)
+	sum := sha512.Sum512(packed)
+	archive := "/files" + registry + name + ".tgz"
+	manifest["hasInstallScript"] = manifest["scripts"] != nil
+	manifest["dist"] = object{"tarball": "http://slow.example.com:" + mirrorPort + archive, "integrity": "sha512-" + base64.StdEncoding.EncodeToString(sum[:])}
+	document, err := json.Marshal(object{"name": name, "dist-tags": object{"latest": "1.0.0"}, "versions": object{"1.0.0": manifest}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.put("/files/evil.tgz", out.Bytes())
-	m.put("/npm/@evil/post", packument)
+	m.put(archive, packed)
+	m.put(registry+name, document)
 }
 
 // TestLayersMalicious builds packages whose install code attacks what it can
@@ -144,7 +127,7 @@ func TestLayersMalicious(t *testing.T) {
 	for name, does := range evilBackends() {
 		m.addSource(t, name, does)
 	}
-	m.addNpm(t)
+	m.addNpm(t, "/npm/", "@evil/post", object{"scripts": object{"postinstall": "python3 evil.py > /usr/local/evil-report 2>&1"}}, file{"package/evil.py", evilScript})
 	s := newServer(t, m.config(""))
 	agent := s.agent()
 	const victims = `node -e 'if (require("left-pad")("1", 3) !== "  1") throw 1' && python3 -c 'import six; print(six.__version__)'`
@@ -197,7 +180,7 @@ func TestLayersMalicious(t *testing.T) {
 		for _, name := range []string{"atoll-e2e-killer", "atoll-e2e-reaper"} {
 			_, b := evil([]string{"left-pad@1.3.0"}, []string{name})
 			if b.Status != "failed" || b.Error == nil || b.Error.Kind != "install_error" || b.Error.Package != name ||
-				!strings.HasPrefix(b.Error.Message, fmt.Sprintf("pip: installing failed for %q: ", name)) {
+				!strings.HasPrefix(b.Error.Message, fmt.Sprintf("pip: installing failed for %q: pip was ended by SIGKILL", name)) {
 				t.Errorf("%s: %+v %+v", name, b, b.Error)
 			}
 		}

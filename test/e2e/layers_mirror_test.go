@@ -24,13 +24,15 @@ import (
 const mirrorPort = "18808"
 
 // mirror is a company's package server, on loopback: gems, and whatever else a
-// test adds. Requests for a path that begins with /hang/ are never answered.
+// test adds. Requests for a path that begins with /hang/ are never answered, of
+// those that begin with /flaky/ the first ones with 500, and /moved/ leads to a host that is no registry.
 type mirror struct {
 	Address string
 
-	mu    sync.Mutex
-	files map[string][]byte
-	asked []string
+	mu     sync.Mutex
+	files  map[string][]byte
+	asked  []string
+	broken int // answers of 500 that are still to come
 }
 
 func newMirror(t *testing.T) *mirror {
@@ -59,8 +61,16 @@ func (m *mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	m.mu.Lock()
 	m.asked = append(m.asked, r.Method+" "+r.URL.Path)
 	content, ok := m.files[r.URL.Path]
+	broken := strings.HasPrefix(r.URL.Path, "/flaky/") && m.broken > 0
+	if broken {
+		m.broken--
+	}
 	m.mu.Unlock()
 	switch {
+	case broken:
+		http.Error(w, "broken", http.StatusInternalServerError)
+	case strings.HasPrefix(r.URL.Path, "/moved/"):
+		http.Redirect(w, r, "http://moved.example.com"+r.URL.Path, http.StatusFound)
 	case strings.HasPrefix(r.URL.Path, "/hang/"):
 		<-r.Context().Done()
 	case ok:
@@ -109,6 +119,7 @@ templates:
         @slow:registry=http://slow.example.com:` + mirrorPort + `/hang/
         @dead:registry=http://dead.example.com:18809/
         @evil:registry=http://slow.example.com:` + mirrorPort + `/npm/
+        @flaky:registry=http://slow.example.com:` + mirrorPort + `/flaky/
 ` + more
 }
 

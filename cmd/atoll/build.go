@@ -25,8 +25,8 @@ type buildCmd struct {
 }
 
 func (buildCmd) Help() string {
-	return `Exits 1 when the build failed, with the package manager's own words. On a terminal --follow shows one live line,
-otherwise a line for each change.`
+	return `Exits 1 when the build failed, with the package manager's own words. On a terminal --follow shows a live line for
+each manager with what it printed last, otherwise a line for each change.`
 }
 
 // pollEvery is how often a followed build is asked for.
@@ -53,25 +53,15 @@ func (c buildCmd) Run(ctx context.Context, io *streams) error {
 			return err
 		}
 	}
-	live := newLiveLine(io.err, isTerminal(io.err))
 	var build api.Build
-	for {
-		if err := client.get(ctx, path, nil, &build); err != nil {
-			live.end()
-			return err
-		}
-		if !c.Follow || build.Status != api.BuildQueued && build.Status != api.BuildBuilding {
-			break
-		}
-		live.show(buildLine(build))
-		select {
-		case <-time.After(pollEvery):
-		case <-ctx.Done():
-			live.end()
-			return &exitError{code: codeInterrupted}
-		}
+	if c.Follow {
+		build, err = client.follow(ctx, path, newBuildView(io.err, isTerminal(io.err)))
+	} else {
+		err = client.get(ctx, path, nil, &build)
 	}
-	live.end()
+	if err != nil {
+		return err
+	}
 	if !c.Log {
 		if err := printBuild(io.out, build); err != nil {
 			return err
@@ -106,23 +96,6 @@ func (c *client) copyLog(ctx context.Context, path string, follow bool, out io.W
 			return fmt.Errorf("reading the log: %w", err)
 		}
 	}
-}
-
-// buildLine is a running build in one line.
-func buildLine(b api.Build) string {
-	var parts []string
-	for _, l := range b.Layers {
-		word := l.State
-		if l.Hit {
-			word = "cached"
-		}
-		parts = append(parts, l.Manager+" "+word)
-	}
-	line := b.Status
-	if len(parts) > 0 {
-		line += ": " + strings.Join(parts, ", ")
-	}
-	return line
 }
 
 // printBuild prints a build as a table of its layers.
@@ -160,33 +133,4 @@ func printBuild(out io.Writer, b api.Build) error {
 		fmt.Fprintln(out, "  "+strings.ReplaceAll(strings.TrimSpace(b.Error.Tail), "\n", "\n  "))
 	}
 	return nil
-}
-
-// liveLine shows one line that changes: rewritten in place on a terminal, a
-// new line for each change otherwise.
-type liveLine struct {
-	out   io.Writer
-	tty   bool
-	start time.Time
-	last  string
-}
-
-func newLiveLine(out io.Writer, tty bool) *liveLine {
-	return &liveLine{out: out, tty: tty, start: time.Now()}
-}
-
-func (l *liveLine) show(text string) {
-	if l.tty {
-		fmt.Fprintf(l.out, "\r\x1b[K%4.0fs  %s", time.Since(l.start).Seconds(), text)
-	} else if text != l.last {
-		fmt.Fprintf(l.out, "%4.0fs  %s\n", time.Since(l.start).Seconds(), text)
-	}
-	l.last = text
-}
-
-// end removes the line from a terminal.
-func (l *liveLine) end() {
-	if l.tty && l.last != "" {
-		fmt.Fprint(l.out, "\r\x1b[K")
-	}
 }

@@ -190,10 +190,47 @@ func TestCommandBuild(t *testing.T) {
 	if code, stdout, stderr := s.atoll("", "build", bad, "--follow"); code != 1 || !strings.Contains(stdout+stderr, "atoll-no-such-package") {
 		t.Errorf("a build that fails: exit %d\n%s%s", code, stdout, stderr)
 	}
+	s.checkToolchain()
+	s.checkLiveBuild(env)
 	if code, _, stderr := s.atoll("", "build", "env_nothing"); code != 1 || stderr != "atoll: Environment env_nothing not found.\n" {
 		t.Errorf("no environment: exit %d, %s", code, stderr)
 	}
 	s.checkCache()
+}
+
+// checkToolchain: a template without a manager says so, before anything runs or
+// after its apt packages did not bring it; never is a list left out.
+func (s *server) checkToolchain() {
+	s.t.Helper()
+	const words = "atoll: npm: the template has no npm: choose a template that has it, or list an apt package that brings it\n"
+	for _, packages := range []object{{"npm": []string{"left-pad"}}, {"apt": []string{"figlet"}, "npm": []string{"left-pad"}}} {
+		env := s.environment(object{"base_template": "slim", "packages": packages})
+		code, stdout, stderr := s.atoll("", "build", env, "--follow")
+		if b := s.built(env); code != 1 || !strings.HasSuffix(stderr, words) || b.Error == nil || b.Error.Kind != "toolchain_missing" {
+			s.t.Errorf("%v: exit %d\n%s%s%+v", packages, code, stdout, stderr, b.Error)
+		}
+	}
+}
+
+// checkLiveBuild follows a build on a terminal: a line for each manager that is
+// rewritten in place, with what the manager says, and then the result.
+func (s *server) checkLiveBuild(env string) {
+	s.t.Helper()
+	term := newTerminal(s.t, 24, 60)
+	cmd := s.cli("build", "--rebuild", "--follow", env)
+	cmd.Stdout, cmd.Stderr = term.tty, term.tty
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	term.see("building on slim ")
+	term.see("  apt   building ")
+	term.see("\x1b[2A") // up again, over both lines
+	term.see("  apt   building ")
+	term.see("figlet")
+	term.see("\x1b[J" + env + ": ready on slim")
+	if code := exitOf(s.t, cmd.Wait()); code != 0 {
+		s.t.Errorf("exit %d", code)
+	}
 }
 
 // checkCache shows and prunes the layers with the server up and down; what

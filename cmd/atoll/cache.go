@@ -17,8 +17,8 @@ import (
 )
 
 type cacheCmd struct {
-	Show  cacheShowCmd  `cmd:"" help:"List the package layers: size, users, last use, hits; and the size of the downloads."`
-	Prune cachePruneCmd `cmd:"" help:"Remove every package layer that no environment or session uses, and all downloads."`
+	Show  cacheShowCmd  `cmd:"" help:"List the package layers and the versions of templates: size, users, last use, hits; and the size of the downloads."`
+	Prune cachePruneCmd `cmd:"" help:"Remove every package layer and old template version that no environment or session uses, and all downloads."`
 }
 
 type cacheShowCmd struct {
@@ -47,6 +47,18 @@ func (c cacheShowCmd) Run(ctx context.Context, io *streams) error {
 		if err := table.Flush(); err != nil {
 			return err
 		}
+		fmt.Fprintln(table, "TEMPLATE\tNAME\tSIZE\tUSERS\tMOUNTED\tSERVERS\tLAST USED\tSTATE")
+		for _, v := range state.Templates {
+			word := "old"
+			if v.Current {
+				word = "current"
+			}
+			fmt.Fprintf(table, "%.12s\t%s\t%s\t%d\t%t\t%d\t%s\t%s\n", v.Digest, v.Template, sizeText(v.SizeBytes), v.Users, v.Mounted, v.Servers,
+				v.LastUsed.UTC().Format(time.RFC3339), word)
+		}
+		if err := table.Flush(); err != nil {
+			return err
+		}
 		d := state.Downloads
 		_, err = fmt.Fprintf(io.out, "%d layers, %s of %s\n%d downloads, %s of %s\n", len(state.Layers), sizeText(state.SizeBytes), sizeText(state.QuotaBytes),
 			d.Files, sizeText(d.SizeBytes), sizeText(d.QuotaBytes))
@@ -61,7 +73,11 @@ func (c cachePruneCmd) Run(ctx context.Context, io *streams) error {
 		for _, key := range gone.Keys {
 			fmt.Fprintf(io.out, "removed %.12s\n", key)
 		}
-		fmt.Fprintf(io.out, "%d layers removed, %s\n%d downloads removed, %s\n", len(gone.Keys), sizeText(gone.Bytes), gone.Downloads, sizeText(gone.DownloadBytes))
+		for _, digest := range gone.Templates {
+			fmt.Fprintf(io.out, "removed template %.12s\n", digest)
+		}
+		fmt.Fprintf(io.out, "%d layers removed, %s\n%d template versions removed, %s\n%d downloads removed, %s\n", len(gone.Keys), sizeText(gone.Bytes),
+			len(gone.Templates), sizeText(gone.TemplateBytes), gone.Downloads, sizeText(gone.DownloadBytes))
 		return err
 	})
 }
@@ -92,7 +108,11 @@ func (f hostFlags) manageCache(ctx context.Context, io *streams, do func(cacheMa
 		if err != nil {
 			return err
 		}
-		return do(&control.Cache{Store: db, Builder: builder, Downloads: downloads, Quota: int64(cfg.Packages.Quota)})
+		templates, err := cfg.templates(nil, nil)
+		if err != nil {
+			return err
+		}
+		return do(&control.Cache{Store: db, Builder: builder, Templates: templates, Downloads: downloads, Quota: int64(cfg.Packages.Quota)})
 	})
 }
 

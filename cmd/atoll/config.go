@@ -274,7 +274,7 @@ func (c *Config) templates(log *slog.Logger, open image.OpenBox) (*image.Templat
 		}
 	}
 	return image.NewTemplates(image.TemplatesConfig{
-		CacheDir: c.Cache, Declarations: c.Templates, RegistryOverrides: c.Registries, ExtraCAFile: c.CAFile,
+		CacheDir: c.Cache, Holder: c.Data, Declarations: c.Templates, RegistryOverrides: c.Registries, ExtraCAFile: c.CAFile,
 		Logger: log, OpenBox: open,
 	})
 }

@@ -159,7 +159,7 @@ func (w *wiring) openControl(ctx context.Context) error {
 		// What could not be removed stays; it hinders nothing that is new.
 		w.log.ErrorContext(ctx, "reconciling left something behind", "error", err)
 	}
-	w.cache = &control.Cache{Store: w.store, Builder: w.builder, Downloads: w.downloads, Quota: int64(w.cfg.Packages.Quota), Report: w.pruned}
+	w.cache = &control.Cache{Store: w.store, Builder: w.builder, Templates: w.templates, Builds: builds, Downloads: w.downloads, Quota: int64(w.cfg.Packages.Quota), Report: w.pruned}
 	if err := w.openAgents(ctx); err != nil {
 		return err
 	}
@@ -185,8 +185,9 @@ func (w *wiring) pruned(gone control.CachePruned, err error) {
 	switch {
 	case err != nil:
 		w.log.Error("cleaning the layer cache", "error", err)
-	case len(gone.Keys) > 0:
-		w.log.Info("layer cache over its quota: removed what nothing uses", "layers", len(gone.Keys), "bytes", gone.Bytes)
+	case len(gone.Keys) > 0 || len(gone.Templates) > 0:
+		w.log.Info("layer cache over its quota: removed what nothing uses", "layers", len(gone.Keys), "bytes", gone.Bytes,
+			"templates", len(gone.Templates), "template_bytes", gone.TemplateBytes)
 	}
 }
 

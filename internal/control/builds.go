@@ -255,6 +255,17 @@ func (b *Builds) base(digest string) *image.Base {
 	return nil
 }
 
+// addBases adds the template versions that builds under way stand on.
+func (b *Builds) addBases(used map[string]bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, run := range b.runs {
+		if digest := run.status().BaseDigest; digest != "" {
+			used[digest] = true
+		}
+	}
+}
+
 // registries are those of a template version as the operator sets them now; not
 // ok if the version is gone.
 func (b *Builds) registries(digest string) ([]image.Registry, bool) {

@@ -379,8 +379,8 @@ func TestFailedRebuildKeepsTheLayers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cache := control.Cache{Store: r.store, Builder: r.builder, Downloads: downloads}
-	if gone, err := cache.Prune(t.Context()); err != nil || len(gone.Keys) > 0 {
+	cache := control.Cache{Store: r.store, Builder: r.builder, Templates: r.templates, Builds: r.builds, Downloads: downloads}
+	if gone, err := cache.Prune(t.Context()); err != nil || len(gone.Keys)+len(gone.Templates) > 0 {
 		t.Errorf("clean-up removed %v, %v", gone, err)
 	}
 	if err := r.run(r.session()); err != nil {
@@ -442,7 +442,7 @@ func TestManyEnvironmentsShareLayers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cache := control.Cache{Store: r.store, Builder: r.builder, Downloads: downloads}
+	cache := control.Cache{Store: r.store, Builder: r.builder, Templates: r.templates, Builds: r.builds, Downloads: downloads}
 	r.until("the records", func() bool { return r.builds.Unrecorded() == 0 })
 	state, err := cache.State(t.Context())
 	if err != nil || len(state.Layers) != 20 {
@@ -456,7 +456,7 @@ func TestManyEnvironmentsShareLayers(t *testing.T) {
 	if state.SizeBytes > 20*10 {
 		t.Errorf("%d bytes, want those of twenty layers of a few bytes", state.SizeBytes)
 	}
-	if gone, err := cache.Prune(t.Context()); err != nil || len(gone.Keys) > 0 {
+	if gone, err := cache.Prune(t.Context()); err != nil || len(gone.Keys)+len(gone.Templates) > 0 {
 		t.Errorf("clean-up removed %v, %v", gone, err)
 	}
 }

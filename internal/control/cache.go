@@ -29,11 +29,18 @@ type CacheLayer struct {
 	LastUsed  time.Time `json:"last_used"`
 }
 
-// CacheState is what the layer cache holds, least recently used first.
+// CacheTemplate is one built version of a template, for the operator.
+type CacheTemplate struct {
+	image.TemplateVersion
+	Users int `json:"users"` // environments that refer to it
+}
+
+// CacheState is what the caches hold, least recently used first.
 type CacheState struct {
-	Layers     []CacheLayer `json:"layers"`
-	SizeBytes  int64        `json:"size_bytes"`
-	QuotaBytes int64        `json:"quota_bytes"`
+	Layers     []CacheLayer    `json:"layers"`
+	Templates  []CacheTemplate `json:"templates"`
+	SizeBytes  int64           `json:"size_bytes"` // of the layers
+	QuotaBytes int64           `json:"quota_bytes"`
 	// Downloads are what package managers downloaded, kept for later installs.
 	Downloads image.DownloadUsage `json:"downloads"`
 }
@@ -42,15 +49,28 @@ type CacheState struct {
 type CachePruned struct {
 	Keys  []string `json:"keys"`
 	Bytes int64    `json:"bytes"`
+	// Templates are the digests of old versions of templates.
+	Templates     []string `json:"templates"`
+	TemplateBytes int64    `json:"template_bytes"`
 	// Downloads and DownloadBytes count the files of the download cache.
 	Downloads     int   `json:"downloads"`
 	DownloadBytes int64 `json:"download_bytes"`
+}
+
+// TemplateVersions are the built versions of templates; *image.Templates has them.
+type TemplateVersions interface {
+	Versions() ([]image.TemplateVersion, error)
+	Prune(ctx context.Context, inUse func() (map[string]bool, error), quota int64) (image.TemplatesPruned, error)
 }
 
 // Cache shows the layer cache and keeps it within its quota.
 type Cache struct {
 	Store   BuildStore
 	Builder *image.Builder
+	// Templates are cleaned up with the layers that stand on them.
+	Templates TemplateVersions
+	// Builds under way use templates that no record names yet; nil without a server.
+	Builds *Builds
 	// Downloads keeps within its own quota; it is shown and pruned with the layers.
 	Downloads *image.Downloads
 	// Quota in bytes; zero means DefaultLayerQuota.
@@ -68,7 +88,7 @@ func (c *Cache) quota() int64 {
 
 // State lists the layers.
 func (c *Cache) State(ctx context.Context) (CacheState, error) {
-	users, err := c.users(ctx)
+	users, bases, err := c.users(ctx)
 	if err != nil {
 		return CacheState{}, err
 	}
@@ -82,14 +102,22 @@ func (c *Cache) State(ctx context.Context) (CacheState, error) {
 		out.Layers = append(out.Layers, CacheLayer{Key: u.Key, Manager: u.Manager, Entries: u.Entries, SizeBytes: u.SizeBytes,
 			Users: users[u.Key], Mounted: u.Mounted, Hits: u.Hits, CreatedAt: u.CreatedAt, LastUsed: u.LastUsed})
 	}
+	versions, err := c.Templates.Versions()
+	if err != nil {
+		return CacheState{}, fmt.Errorf("listing templates: %w", err)
+	}
+	out.Templates = make([]CacheTemplate, 0, len(versions))
+	for _, v := range versions {
+		out.Templates = append(out.Templates, CacheTemplate{v, bases[v.Digest]})
+	}
 	if out.Downloads, err = c.Downloads.Usage(); err != nil {
 		return CacheState{}, err
 	}
 	return out, nil
 }
 
-// Prune removes every layer that no environment, session or build uses, and all
-// downloads: builds that run keep those that they were given.
+// Prune removes every layer and every old version of a template that no
+// environment, session or build uses, and all downloads: builds that run keep those that they were given.
 func (c *Cache) Prune(ctx context.Context) (CachePruned, error) {
 	out, err := c.prune(ctx, 0)
 	if err != nil {
@@ -100,39 +128,65 @@ func (c *Cache) Prune(ctx context.Context) (CachePruned, error) {
 	return out, err
 }
 
-// prune removes unused layers, least recently used first, until quota holds.
+// prune removes unused layers, least recently used first, until quota holds, and
+// then old versions of templates, until both together are within it.
 func (c *Cache) prune(ctx context.Context, quota int64) (CachePruned, error) {
 	gone, err := c.Builder.Prune(ctx, func() (map[string]bool, error) {
-		users, err := c.users(ctx)
-		used := make(map[string]bool, len(users))
-		for key := range users {
-			used[key] = true
-		}
-		return used, err
+		users, _, err := c.users(ctx)
+		return named(users), err
 	}, quota)
-	out := CachePruned{Keys: gone.Keys, Bytes: gone.Bytes}
+	out := CachePruned{Keys: gone.Keys, Bytes: gone.Bytes, Templates: []string{}}
 	if out.Keys == nil {
 		out.Keys = []string{}
 	}
 	if err != nil {
 		return out, fmt.Errorf("pruning layers: %w", err)
 	}
+	usage, err := c.Builder.Store().Usage()
+	if err != nil {
+		return out, fmt.Errorf("listing layers: %w", err)
+	}
+	for _, u := range usage {
+		quota -= u.SizeBytes
+	}
+	old, err := c.Templates.Prune(ctx, func() (map[string]bool, error) {
+		_, bases, err := c.users(ctx)
+		used := named(bases)
+		if c.Builds != nil {
+			c.Builds.addBases(used)
+		}
+		return used, err
+	}, max(0, quota))
+	out.Templates, out.TemplateBytes = append(out.Templates, old.Digests...), old.Bytes
+	if err != nil {
+		return out, fmt.Errorf("pruning templates: %w", err)
+	}
 	return out, nil
 }
 
-// users counts the environments that refer to each layer.
-func (c *Cache) users(ctx context.Context) (map[string]int, error) {
-	users := map[string]int{}
-	err := c.Store.ReferencedLayers(ctx, func(_ string, layers []string) error {
-		for _, key := range layers {
-			users[key]++
+// users counts the environments that refer to each layer and to each template
+// version.
+func (c *Cache) users(ctx context.Context) (layers, bases map[string]int, err error) {
+	layers, bases = map[string]int{}, map[string]int{}
+	err = c.Store.ReferencedLayers(ctx, func(base string, keys []string) error {
+		bases[base]++
+		for _, key := range keys {
+			layers[key]++
 		}
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("reading which layers are used: %w", err)
+		return nil, nil, fmt.Errorf("reading which layers are used: %w", err)
 	}
-	return users, nil
+	return layers, bases, nil
+}
+
+func named(counts map[string]int) map[string]bool {
+	names := make(map[string]bool, len(counts))
+	for name := range counts {
+		names[name] = true
+	}
+	return names
 }
 
 // Run keeps layers and downloads within their quotas until ctx ends.

@@ -253,6 +253,19 @@ func (t templates) Ensure(context.Context, string, image.Progress) (*image.Base,
 	return t.base, nil
 }
 
+func (t templates) Versions() ([]image.TemplateVersion, error) {
+	return []image.TemplateVersion{{Template: "base", Digest: t.base.Digest}}, nil
+}
+
+// Prune removes the base unless it is in use.
+func (t templates) Prune(_ context.Context, inUse func() (map[string]bool, error), _ int64) (image.TemplatesPruned, error) {
+	used, err := inUse()
+	if used[t.base.Digest] || err != nil {
+		return image.TemplatesPruned{}, err
+	}
+	return image.TemplatesPruned{Digests: []string{t.base.Digest}, Bytes: 1}, nil
+}
+
 // rig is a service on a real store whose sandboxes are the world's.
 type rig struct {
 	*testing.T
@@ -261,6 +274,7 @@ type rig struct {
 	sandboxes *control.Sandboxes
 	builds    *control.Builds
 	builder   *image.Builder
+	templates templates
 	service   *control.Service
 	caller    control.Caller
 	env       string
@@ -318,7 +332,7 @@ func (r *rig) open() {
 	}
 	tpl := templates{&image.Base{Template: "base", Digest: "d", Dir: r.layers, Arch: "amd64", Managers: map[string]string{"pip": "1"}}}
 	builds := control.NewBuilds(control.BuildsConfig{Store: r.store, Templates: tpl, Builder: builder})
-	r.builds, r.builder = builds, builder
+	r.builds, r.builder, r.templates = builds, builder, tpl
 	r.sandboxes = control.NewSandboxes(control.SandboxesConfig{Store: r.store, Engine: r.world, Network: network{r.world}, Builds: builds,
 		HibernateAfter: r.after, Notify: func(rec control.SessionRecord, what control.SandboxEvent, _ string) {
 			r.events <- string(what) + " " + rec.ID

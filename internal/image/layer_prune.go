@@ -29,7 +29,7 @@ type LayerUsage struct {
 
 // Usage lists all layers, least recently used first.
 func (s *Store) Usage() ([]LayerUsage, error) {
-	mounted, err := s.mounted()
+	mounted, err := mountedKeys()
 	if err != nil {
 		return nil, err
 	}
@@ -128,7 +128,7 @@ func (s *Store) Prune(ctx context.Context, inUse func() (map[string]bool, error)
 // remove deletes one layer unless it came into use since it was listed.
 func (s *Store) remove(u *LayerUsage) (bool, error) {
 	s.mu.Lock()
-	mounted, err := s.mounted()
+	mounted, err := mountedKeys()
 	if err != nil || mounted[u.Key] || s.pins[u.Key] > 0 {
 		s.mu.Unlock()
 		return false, err
@@ -156,12 +156,12 @@ func (s *Store) remove(u *LayerUsage) (bool, error) {
 	return true, nil
 }
 
-// mounted returns the keys of layers that overlay mounts use, in any mount
-// namespace that this process can see: its own table and those of the
+// mountedKeys returns the keys of layers and the digests of templates that
+// overlay mounts use, in any mount namespace that this process can see: its own table and those of the
 // processes of this machine.
-func (s *Store) mounted() (map[string]bool, error) {
+func mountedKeys() (map[string]bool, error) {
 	keys := map[string]bool{}
-	if err := s.scanMounts("/proc/self/mountinfo", keys); err != nil {
+	if err := scanMounts("/proc/self/mountinfo", keys); err != nil {
 		return nil, fmt.Errorf("reading the mount table: %w", err)
 	}
 	own, _ := os.Readlink("/proc/self/ns/mnt")
@@ -174,14 +174,14 @@ func (s *Store) mounted() (map[string]bool, error) {
 		}
 		seen[ns] = true
 		// A process may end between the listing and the reading.
-		if err := s.scanMounts(table, keys); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.EINVAL) {
+		if err := scanMounts(table, keys); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.EINVAL) {
 			return nil, fmt.Errorf("reading a mount table: %w", err)
 		}
 	}
 	return keys, nil
 }
 
-func (s *Store) scanMounts(table string, keys map[string]bool) error {
+func scanMounts(table string, keys map[string]bool) error {
 	f, err := os.Open(table)
 	if err != nil {
 		return err

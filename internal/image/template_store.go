@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -27,6 +28,9 @@ const baseFormat = "2"
 type TemplatesConfig struct {
 	// CacheDir holds everything; empty is DefaultCacheDir.
 	CacheDir string
+	// Holder is the data directory of the server whose environments use the templates: versions that it asked for stay
+	// while it is there and needs them. Empty holds nothing.
+	Holder string
 	// Declarations are the operator's; one with the name of a built-in replaces it.
 	Declarations []Declaration
 	// RegistryOverrides maps a template, or "*" for all, to managers, to hosts ("host" or "host:port"). The hosts
@@ -45,6 +49,7 @@ type TemplatesConfig struct {
 // several processes may share the cache directory.
 type Templates struct {
 	cache     string
+	holder    string
 	decls     map[string]Declaration
 	parents   map[string]string                                // template → the one whose root it takes over, of those that add no packages
 	overrides atomic.Pointer[map[string]map[string][]Registry] // SetRegistries replaces it
@@ -81,6 +86,11 @@ func NewTemplates(c TemplatesConfig) (*Templates, error) {
 	var err error
 	if t.cache, err = filepath.Abs(t.cache); err != nil {
 		return nil, fmt.Errorf("finding the cache directory: %w", err)
+	}
+	if c.Holder != "" {
+		if t.holder, err = filepath.Abs(c.Holder); err != nil {
+			return nil, fmt.Errorf("finding the data directory: %w", err)
+		}
 	}
 	raw, err := Builtins()
 	if err != nil {
@@ -224,8 +234,21 @@ func (t *Templates) ensure(ctx context.Context, name string, p Progress, fresh b
 	return t.base(m), nil
 }
 
-// version finds or builds a version of the template; with learn, one whose tools were asked.
+// version finds or builds a version of the template and holds it; with learn, one whose tools were asked.
 func (t *Templates) version(ctx context.Context, d Declaration, p safeProgress, fresh, learn bool) (*Manifest, error) {
+	for {
+		m, err := t.findOrBuild(ctx, d, p, fresh, learn)
+		if err != nil {
+			return nil, err
+		}
+		if err = t.hold(ctx, m.Digest); !errors.Is(err, fs.ErrNotExist) {
+			return m, err
+		}
+		fresh = false // another server removed the version just now
+	}
+}
+
+func (t *Templates) findOrBuild(ctx context.Context, d Declaration, p safeProgress, fresh, learn bool) (*Manifest, error) {
 	inputs, cas, err := t.inputs(d)
 	if err != nil {
 		return nil, err

@@ -99,7 +99,7 @@ var commonRules = []rule{
 }
 
 var networkWords = words(KindRegistryUnreachable, "the registry cannot be reached",
-	`(?i)could not resolve|temporary failure (in name resolution|resolving)|name or service not known|no such host|getaddrinfo|EAI_AGAIN|ENOTFOUND|`+
+	`(?i)could not resolve|temporary failure (in name resolution|resolving)|name or service not known|no such host|getaddrinfo|EAI_AGAIN|\bENOTFOUND\b|`+
 		`connection (refused|reset|timed out)|connect timed? ?out|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ERR_SOCKET_TIMEOUT|FETCH_ERROR|network is unreachable|no route to host|`+
 		`could not connect|unable to connect|failed to connect|failed to establish a new connection|max retries exceeded|`+
 		`read timed out|i/o timeout|TLS handshake|handshake failed|certificate (verify|signed)|x509: |SSL_ERROR|SSLError|`+

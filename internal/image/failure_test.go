@@ -20,6 +20,7 @@ func TestClassify(t *testing.T) {
 	}{
 		{"pip", "ERROR: Could not find a version that satisfies the requirement six==9 (from versions: 1.0, 1.1)\nERROR: No matching distribution found for six==9", KindVersionNotFound, "six"},
 		{"pip", "src/x.c:1:10: fatal error: mysql.h: No such file or directory\nerror: command '/usr/bin/gcc' failed with exit code 1\nERROR: Failed building wheel for mysqlclient", KindInstallError, "mysqlclient"},
+		{"pip", "FileNotFoundError: [Errno 2] No such file or directory: 'data.txt'\nERROR: Failed building wheel for six", KindInstallError, "six"}, // not ENOTFOUND
 		{"pip", "gcc: fatal error: Killed signal terminated program cc1\nERROR: Failed building wheel for big", KindOutOfMemory, ""},
 		{"pip", "RuntimeError: can't start new thread", KindTooManyProcesses, ""},
 		{"pip", "WARNING: Retrying (Retry(total=0)) after connection broken by 'ReadTimeoutError(\"Read timed out.\")': /simple/x/\nERROR: No matching distribution found for x", KindRegistryUnreachable, ""},

@@ -150,6 +150,7 @@ func (s *Store) remove(u *LayerUsage) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("pruning layers: %w", err)
 	}
+	s.step(stepTrashed)
 	if err := os.RemoveAll(trash); err != nil {
 		return false, fmt.Errorf("pruning layers: %w", err)
 	}

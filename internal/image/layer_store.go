@@ -35,7 +35,8 @@ var (
 // the same time.
 type Store struct {
 	dir string
-	// atStep, when a test sets it, is told each step of a commit as it is done.
+	// atStep, when a test sets it, is told each step of a commit or clean-up as it
+	// is done.
 	atStep func(step string)
 
 	mu       sync.Mutex
@@ -224,6 +225,7 @@ const (
 	stepFlushed  = "file system synced"
 	stepRenamed  = "renamed"
 	stepSynced   = "directory synced"
+	stepTrashed  = "in the trash" // of a clean-up
 )
 
 func (s *Store) step(step string) {

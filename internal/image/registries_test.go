@@ -1,6 +1,7 @@
 package image
 
 import (
+	"fmt"
 	"os"
 	"strconv"
 	"strings"
@@ -51,6 +52,42 @@ func TestRegistryParsers(t *testing.T) {
 	} {
 		if got := show(c.parse(c.in)); got != c.want {
 			t.Errorf("%q: got %q, want %q", c.in, got, c.want)
+		}
+	}
+}
+
+// TestRegistryOverrides: the operator replaces what was learned or adds to it,
+// for one template or for all; the template's own settings decide.
+func TestRegistryOverrides(t *testing.T) {
+	t.Parallel()
+	learned := []Registry{{Manager: "pip", Host: "a.example.com", How: "asked"}, {Manager: "pip", Host: "files.example.com", How: "observed"}, {Manager: "npm", Host: "n.example.com", How: "asked"}}
+	sets, err := parseOverrides(map[string]map[string][]string{
+		"*":     {"pip": {"all.example.com"}, "npm": {"+more.example.com:8443"}},
+		"own":   {"pip": {"+own.example.com"}},
+		"none":  {"npm": {}},
+		"mixed": {"pip": {"x.example.com", "+y.example.com:81"}},
+	}, func(string) bool { return true })
+	if err != nil {
+		t.Fatal(err)
+	}
+	for template, want := range map[string]string{
+		"other": "npm more.example.com:8443 operator, npm n.example.com:0 asked, pip all.example.com:0 operator",
+		"own":   "npm more.example.com:8443 operator, npm n.example.com:0 asked, pip a.example.com:0 asked, pip files.example.com:0 observed, pip own.example.com:0 operator",
+		"none":  "pip all.example.com:0 operator",
+		"mixed": "npm more.example.com:8443 operator, npm n.example.com:0 asked, pip x.example.com:0 operator, pip y.example.com:81 operator",
+	} {
+		var got []string
+		for _, r := range applyOverrides(learned, sets[template], sets["*"]) {
+			got = append(got, fmt.Sprintf("%s %s:%d %s", r.Manager, r.Host, r.Port, r.How))
+		}
+		if text := strings.Join(got, ", "); text != want {
+			t.Errorf("%s: got %s\nwant %s", template, text, want)
+		}
+	}
+	_, err = parseOverrides(map[string]map[string][]string{"nope": {"conda": {"x.example.com"}}, "*": {"pip": {"https://x.example.com/"}}}, func(name string) bool { return name != "nope" })
+	for _, part := range []string{`no template "nope"`, `no package manager "conda"`, `"https://x.example.com/" is not a host name`} {
+		if err == nil || !strings.Contains(err.Error(), part) {
+			t.Errorf("the error does not say %s: %v", part, err)
 		}
 	}
 }

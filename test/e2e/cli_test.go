@@ -160,7 +160,7 @@ func TestCommandExecInterrupted(t *testing.T) {
 
 // TestCommandBuild shows builds, follows one, and makes one again.
 func TestCommandBuild(t *testing.T) {
-	s := newServer(t, "")
+	s := newServer(t, "sessions: {hibernate_after: 1s}\n")
 	env := s.environment(object{"base_template": "slim", "packages": object{"apt": []string{"figlet"}}})
 	code, stdout, stderr := s.atoll("", "build", env, "--follow")
 	if code != 0 || !regexp.MustCompile(`(?s)^`+env+`: ready on slim in .*apt +ready .*figlet \S+ \(\d+ in all\)\n$`).MatchString(stdout) {
@@ -196,6 +196,7 @@ func TestCommandBuild(t *testing.T) {
 		t.Errorf("no environment: exit %d, %s", code, stderr)
 	}
 	s.checkCache()
+	s.checkKept(env, same)
 }
 
 // checkToolchain: a template without a manager says so, before anything runs or
@@ -255,6 +256,39 @@ func (s *server) checkCache() {
 		s.t.Errorf("cache prune without a server removed what is used: %s", out)
 	}
 	s.start()
+}
+
+// checkKept: an update is for the sandboxes that are made later. A sandbox keeps
+// the layers that it has, also while it hibernates, whatever its environment
+// comes to; a live session keeps those of an archived one.
+func (s *server) checkKept(env, same string) {
+	s.t.Helper()
+	agent := s.agent()
+	layers := func() string {
+		out, _, _ := strings.Cut(s.mustAtoll("cache", "show"), "TEMPLATE")
+		return out
+	}
+	old := s.session(agent, env)
+	s.must(old, "figlet ok")
+	s.call("POST", "/v1/environments/"+env, object{"config": object{"type": "cloud", "base_template": "slim", "packages": object{"apt": []string{"hello"}}}}, nil)
+	s.call("DELETE", "/v1/environments/"+same, nil, nil)
+	s.builtAtLast(agent, env)
+	later := s.session(agent, env)
+	s.must(later, "hello && ! command -v figlet")
+	s.must(old, "figlet ok && ! command -v hello")
+	s.call("POST", "/v1/environments/"+env+"/archive", nil, nil)
+	s.allHibernate(2)
+	s.mustAtoll("cache", "prune") // the first figlet layer, from before the rebuilds, may go
+	if out := layers(); strings.Count(out, " figlet\n") != 1 || strings.Count(out, " hello\n") != 1 {
+		s.t.Errorf("what sandboxes stand on was removed:\n%s", out)
+	}
+	s.must(old, "figlet ok && ! command -v hello")
+	s.must(later, "hello && ! command -v figlet")
+	s.deleteAllSessions()
+	s.mustAtoll("cache", "prune")
+	if out := layers(); strings.Contains(out, " figlet\n") || strings.Contains(out, " hello\n") {
+		s.t.Errorf("what nothing uses is kept:\n%s", out)
+	}
 }
 
 // TestCommandEgress lists what a session tried.

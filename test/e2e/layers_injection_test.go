@@ -30,8 +30,10 @@ func TestLayersInjection(t *testing.T) {
 		"cargo": {marker + " --git x", marker + "@", "1" + marker, marker + "/x"},
 		"gem":   {marker + " -- --with-x", marker + ".gem", marker + " --source x", marker + ":1 --x"},
 		"go":    {"net/" + marker, marker + "/x", "example.com/" + marker + "@none", "example.com/../" + marker, "example.com/" + marker + "@../x"},
-		"npm":   {marker + "/x", "github:" + marker + "/x", "npm:" + marker, marker + "@npm:x", marker + "@file:x", "@" + marker, marker + ".tgz/x"},
-		"pip":   {marker + " @ http://example.com/x", marker + ".whl", marker + ".tar.gz", marker + "==1 --hash=sha256:0", marker + " -r x", marker + "==1; " + marker},
+		"npm": {marker + "/x", "github:" + marker + "/x", "npm:" + marker, marker + "@npm:x", marker + "@file:x", "@" + marker, marker + ".tgz/x", "~/" + marker,
+			"link:" + marker, "workspace:" + marker, marker + "@github:x/y"},
+		"pip": {marker + " @ http://example.com/x", marker + ".whl", marker + ".tar.gz", marker + ".zip", marker + ".tgz", marker + " -e x", marker + " -c x",
+			marker + "; extra == 'x' --no-deps", marker + "==1 --hash=sha256:0", marker + " -r x", marker + "==1; " + marker},
 	}
 	refuse := func(manager, entry string) {
 		// Good entries around it: the place must be that of the bad one.

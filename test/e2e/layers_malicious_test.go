@@ -48,6 +48,10 @@ def host():
     seen = [p for p in glob.glob("/proc/*/root/*/layers") + glob.glob("/proc/1/root/root/.cache/atoll") + glob.glob("/var/lib/atoll*")]
     if not seen: raise OSError("nothing")
     return "SEEN " + str(seen)
+def secret():
+    seen = [k for k, v in os.environ.items() if "sk-atoll" in v or k.startswith(("ATOLL_API", "ATOLL_MODEL", "ATOLL_URL"))]
+    if not seen: raise OSError("nothing")
+    return "SEEN " + str(seen)
 def late():
     subprocess.Popen(["setsid", "sh", "-c", "while :; do date > /usr/local/evil-late; sleep 0.05; done"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return "left behind"
@@ -61,6 +65,7 @@ for d in ("/root/.cache/pip/http-v2/evil", "/root/.npm/_cacache/evil", "/var/cac
 attempt("mount", mount)
 attempt("device", device)
 attempt("host", host)
+attempt("secret", secret)
 attempt("metadata", lambda: reach("169.254.169.254", 80))
 attempt("late", late)
 attempt("listen", listen)
@@ -159,7 +164,7 @@ func TestLayersMalicious(t *testing.T) {
 			}
 			report := s.must(id, "cat /usr/local/evil-report")
 			t.Logf("%s:\n%s", name, report)
-			for _, what := range []string{"mount", "device", "host", "metadata"} {
+			for _, what := range []string{"mount", "device", "host", "secret", "metadata"} {
 				if !strings.Contains(report, "evil: "+what+" -> refused") {
 					t.Errorf("%s: %s was not refused:\n%s", name, what, report)
 				}

@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -78,6 +80,41 @@ func (s *server) checkVersions(session string, b build) {
 	}
 }
 
+// checkRegistriesShown: what the template uses and what the operator set in its
+// place or beside it is shown, on the command line and in the API.
+func (s *server) checkRegistriesShown() {
+	s.t.Helper()
+	var templates struct {
+		Data []struct {
+			Name       string
+			Registries []struct {
+				Manager, Host, How string
+				Port               int
+			}
+		}
+	}
+	s.call("GET", "/atoll/v1/templates", nil, &templates)
+	shown := map[string]string{}
+	for _, tpl := range templates.Data {
+		for _, r := range tpl.Registries {
+			if tpl.Name == "mirrored" {
+				shown[r.Manager] += fmt.Sprintf("%s:%d (%s) ", r.Host, r.Port, r.How)
+			}
+		}
+	}
+	if want := "gems.example.com:" + mirrorPort + " (operator) "; shown["gem"] != want { // replaced
+		s.t.Errorf("gem's registries: %q, want %q", shown["gem"], want)
+	}
+	if !strings.Contains(shown["pip"], "pip.example.com:"+mirrorPort+" (") || !strings.Contains(shown["pip"], ":0 (") || // added, beside the learned ones
+		!strings.Contains(shown["npm"], "dead.example.com:18809 (") || !strings.Contains(shown["npm"], ":0 (") {
+		s.t.Errorf("registries: %v", shown)
+	}
+	at := slices.Index(s.args, "--config")
+	if out := s.mustAtoll("template", "show", "--config", s.args[at+1], "mirrored"); !strings.Contains(out, "registry     gem   gems.example.com:"+mirrorPort+" (operator)\n") {
+		s.t.Errorf("template show:\n%s", out)
+	}
+}
+
 // TestLayersAllManagers installs with all six managers through the API and uses
 // what came of it. Then it makes the same layers under a server that is killed
 // in every install, and compares.
@@ -94,6 +131,7 @@ func TestLayersAllManagers(t *testing.T) {
 	id := s.session(agent, env)
 	s.checkUsable(id)
 	s.checkVersions(id, b)
+	s.checkRegistriesShown()
 
 	// The same again installs nothing; another pip list reuses what is below.
 	if b := s.built(s.environment(mirrored(allManagers()))); b.Status != "ready" || b.CacheHits != 6 {

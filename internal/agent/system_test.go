@@ -81,9 +81,9 @@ func TestSystemMessageForOlderModels(t *testing.T) {
 	w := newWorld(t)
 	w.model.NoSystem = true
 	w.sayWith(modeltest.Script{{Text: "one"}}, "Be brief.")
-	log := w.untilIdle(1)
+	w.untilIdle(1)
 	w.sayWith(modeltest.Script{{Text: "two"}}, "Be kind.")
-	log = w.untilIdle(2)
+	log := w.untilIdle(2)
 	equal(t, "messages", texts(t, log), []string{"one", "two"})
 	if errs := of(log, api.EventSessionError); len(errs) > 0 {
 		t.Errorf("errors: %s", show(errs))

@@ -206,8 +206,6 @@ func TestStreamEnds(t *testing.T) {
 	}
 }
 
-func (r *rig) ping() time.Duration { return 50 * time.Millisecond }
-
 // TestDeadReader: a client that does not read ends after a while, and holds up
 // nobody.
 func TestDeadReader(t *testing.T) {

@@ -44,6 +44,8 @@ type Network interface {
 	Resume(ctx context.Context, id string) (netns string, err error)
 	Close(ctx context.Context, id string) error
 	List(ctx context.Context) ([]string, error)
+	// Broken tells whose networks were taken apart from outside, each once.
+	Broken() []egress.Meta
 	// Describe tells on whose behalf a network exists and what it may reach.
 	Describe(id string) (egress.Meta, egress.Spec, error)
 	Records(id string, f egress.Filter) ([]egress.Record, error)
@@ -222,32 +224,57 @@ func (b *box) Reached() []image.Contact {
 	if err != nil {
 		return nil
 	}
+	return contacts(records)
+}
+
+// contacts sums up records by what was asked for. A name that was looked up and
+// refused is one only if no connection tells more of it.
+func contacts(records []egress.Record) []image.Contact {
 	type key struct {
 		host    string
 		port    int
 		allowed bool
 	}
-	counts := map[key]int{}
+	counts, named := map[key]int{}, map[string]bool{}
 	var order []key
-	for _, r := range records {
-		host := r.Host
-		if host == "" {
-			host = r.ClaimedHost
-		}
-		if host == "" || r.Protocol == "dns" {
-			continue
-		}
-		k := key{host, r.DestPort, r.Verdict != egress.VerdictRefused} // one that failed was allowed
+	add := func(k key, n int64) {
 		if counts[k] == 0 {
 			order = append(order, k)
 		}
-		counts[k] += int(max(1, r.Count))
+		counts[k] += int(max(1, n))
+		named[k.host] = true
+	}
+	for _, r := range records {
+		if host := askedFor(r); host != "" && r.Protocol != "dns" {
+			add(key{host, r.DestPort, r.Verdict != egress.VerdictRefused}, r.Count) // one that failed was allowed
+		}
+	}
+	for _, r := range records {
+		if r.Protocol == "dns" && r.Verdict == egress.VerdictRefused && r.Host != "" && !named[r.Host] {
+			add(key{r.Host, 0, false}, r.Count)
+		}
 	}
 	out := make([]image.Contact, 0, len(order))
 	for _, k := range order {
 		out = append(out, image.Contact{Host: k.host, Port: k.port, Allowed: k.allowed, Count: counts[k]})
 	}
 	return out
+}
+
+// askedFor is the host that a connection was meant for: the name that its
+// address stands for, else the name it spoke of, else the address. What is said
+// on a connection to a bare address does not make that another one. It is empty
+// for the address that all refused names have, if nothing was said on it.
+func askedFor(r egress.Record) string {
+	switch {
+	case r.Host != "":
+		return r.Host
+	case r.Reason == egress.ReasonNoMapping:
+		return r.DestAddress
+	case r.ClaimedHost != egress.InvalidHost:
+		return r.ClaimedHost
+	}
+	return ""
 }
 
 // Usage implements image.Box.

@@ -15,9 +15,9 @@ import (
 // that were under way begin again. What cannot be removed is logged and tried
 // again at the next start.
 func (s *Sandboxes) Reconcile(ctx context.Context) error {
-	live := map[string]bool{}
+	live := map[string]SessionRecord{}
 	err := s.store.LiveSessions(ctx, func(rec SessionRecord) error {
-		live[rec.ID] = true
+		live[rec.ID] = rec
 		return nil
 	})
 	if err != nil {
@@ -30,7 +30,8 @@ func (s *Sandboxes) Reconcile(ctx context.Context) error {
 	kept := map[string]bool{}
 	var failed []error
 	for _, info := range infos {
-		ok, err := s.adopt(ctx, info, live[info.ID])
+		rec, alive := live[info.ID]
+		ok, err := s.adopt(ctx, info, rec, alive)
 		if err != nil {
 			failed = append(failed, err)
 		}
@@ -47,12 +48,13 @@ func (s *Sandboxes) Reconcile(ctx context.Context) error {
 	if s.after > 0 {
 		s.work.Go(s.watchIdle)
 	}
+	s.work.Go(s.watchNetworks)
 	s.log.InfoContext(ctx, "reconciled", "sandboxes", len(infos), "kept", len(s.entries), "failed", len(failed))
 	return errors.Join(failed...)
 }
 
 // adopt takes over one sandbox that a former server made, or removes it.
-func (s *Sandboxes) adopt(ctx context.Context, info sandbox.Info, live bool) (bool, error) {
+func (s *Sandboxes) adopt(ctx context.Context, info sandbox.Info, rec SessionRecord, live bool) (bool, error) {
 	if live && info.Labels[labelKind] == kindSession && (info.State == sandbox.StateRunning || info.Files) {
 		condition := conditionEnded
 		switch info.State {
@@ -63,6 +65,7 @@ func (s *Sandboxes) adopt(ctx context.Context, info sandbox.Info, live bool) (bo
 			if _, err := s.network.Reopen(ctx, info.ID); err != nil {
 				// Its files are worth more than its network, which stays closed.
 				s.log.ErrorContext(ctx, "sandbox keeps running without network", "session_id", info.ID, "error", err)
+				s.notify(rec, SandboxCutOff, sandboxWords[SandboxCutOff])
 			}
 		}
 		s.setKnown(info.ID, condition)

@@ -22,6 +22,8 @@ const (
 	// SandboxLost: its files are lost with a restart of the machine, and a fresh
 	// sandbox takes its place.
 	SandboxLost SandboxEvent = "lost"
+	// SandboxCutOff: its network is broken, and is not mended while it runs.
+	SandboxCutOff SandboxEvent = "cut off"
 	// SandboxUnbuildable: there is none, because the environment's packages could
 	// not be installed.
 	SandboxUnbuildable SandboxEvent = "unbuildable"
@@ -30,6 +32,7 @@ const (
 // words of the events that carry none of their own, for the session's log.
 var sandboxWords = map[SandboxEvent]string{
 	SandboxRemade: "The session's sandbox died, mostly because it was out of memory, and was started anew: its files are there, its processes are not.",
+	SandboxCutOff: "The session's sandbox has no network any more, because it was taken apart or damaged on the server's machine: it reaches nothing. Its files and processes are there.",
 	SandboxLost:   "The session's sandbox was lost with a restart of the machine; a fresh one takes its place, without the files.",
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"time"
 
 	"github.com/atoll-run/atoll/internal/egress"
 	"github.com/atoll-run/atoll/internal/image"
@@ -103,4 +104,30 @@ func (s *Sandboxes) repolicy(ctx context.Context, rec SessionRecord) (bool, erro
 		return false, nil
 	}
 	return true, s.network.Update(ctx, rec.ID, policy)
+}
+
+// networksEvery is how often networks are looked at. It takes a call of the
+// kernel each.
+const networksEvery = 2 * time.Second
+
+// watchNetworks tells sessions that their network is broken, until Shutdown.
+func (s *Sandboxes) watchNetworks() {
+	tick := time.NewTicker(networksEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for _, meta := range s.network.Broken() {
+			switch rec, err := s.store.Session(s.ctx, meta.WorkspaceID, meta.SessionID); {
+			case errors.Is(err, ErrNoRecord): // a build, whose own failure tells
+			case err != nil:
+				s.log.ErrorContext(s.ctx, "telling a session of its network", "session_id", meta.SessionID, "error", err)
+			default:
+				s.notify(rec, SandboxCutOff, sandboxWords[SandboxCutOff])
+			}
+		}
+	}
 }

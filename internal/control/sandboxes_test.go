@@ -6,6 +6,7 @@ import (
 	"io"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -26,6 +27,9 @@ type world struct {
 	boxes     map[string]sandbox.Info
 	networks  map[string]bool
 	failNext  error         // of the next Create
+	closed    error         // of every Open and Reopen of a network, if set
+	creates   int           // calls of Create
+	broken    []egress.Meta // networks that Broken will tell of
 	hold      chan struct{} // Create waits for it, if set
 	waitErr   error         // of every process
 	processes int
@@ -129,6 +133,7 @@ func (w *world) Create(ctx context.Context, spec sandbox.Spec) error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.creates++
 	if err := w.failNext; err != nil {
 		w.failNext = nil
 		return err
@@ -180,11 +185,26 @@ type network struct{ w *world }
 func (n network) Open(_ context.Context, id string, _ egress.Meta, _ *egress.Policy) (string, error) {
 	n.w.mu.Lock()
 	defer n.w.mu.Unlock()
+	if n.w.closed != nil {
+		return "", n.w.closed
+	}
 	n.w.networks[id] = true
 	return "/run/netns/" + id, nil
 }
 
-func (n network) Reopen(_ context.Context, id string) (string, error) { return "/run/netns/" + id, nil }
+func (n network) Reopen(_ context.Context, id string) (string, error) {
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	return "/run/netns/" + id, n.w.closed
+}
+
+func (n network) Broken() []egress.Meta {
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	broken := n.w.broken
+	n.w.broken = nil
+	return broken
+}
 
 func (n network) Update(context.Context, string, *egress.Policy) error { return nil }
 func (n network) Suspend(_ context.Context, id string) error {
@@ -468,6 +488,58 @@ func TestPreparationIsTriedAgain(t *testing.T) {
 	}
 	if err := r.run(id); err != nil {
 		t.Errorf("with capacity again: %v", err)
+	}
+}
+
+// A network that is taken apart under a sandbox is told to its session, once; so
+// is one that cannot be had back after a restart.
+func TestE222BrokenNetwork(t *testing.T) {
+	r := newRig(t)
+	if err := r.sandboxes.Reconcile(r.Context()); err != nil {
+		t.Fatal(err)
+	}
+	id := r.session()
+	if err := r.run(id); err != nil {
+		t.Fatal(err)
+	}
+	r.mu.Lock()
+	r.world.broken = []egress.Meta{{SessionID: "build-1", Source: egress.SourceBuild}, {SessionID: id, WorkspaceID: r.caller.Workspace}}
+	r.mu.Unlock()
+	r.event("cut off " + id)
+	if err := r.run(id); err != nil {
+		t.Errorf("a command without network: %v", err)
+	}
+	r.mu.Lock()
+	r.closed = errors.New("its table of names is damaged")
+	r.mu.Unlock()
+	r.open()
+	if err := r.sandboxes.Reconcile(r.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.event("cut off " + id)
+	if err := r.run(id); err != nil {
+		t.Errorf("a command without network: %v", err)
+	}
+}
+
+// Without its network a session has no sandbox: none is started beside it.
+func TestE214NoNetwork(t *testing.T) {
+	r := newRig(t)
+	r.mu.Lock()
+	r.closed = errors.New("installing nf_tables rules: protocol not supported")
+	r.mu.Unlock()
+	id := r.session()
+	if err := r.run(id); err == nil || !strings.Contains(err.Error(), "nf_tables") {
+		t.Errorf("a command: %v", err)
+	}
+	r.mu.Lock()
+	if r.creates != 0 || len(r.boxes) != 0 {
+		t.Errorf("%d sandboxes were made without a network", r.creates)
+	}
+	r.closed = nil
+	r.mu.Unlock()
+	if err := r.run(id); err != nil {
+		t.Errorf("with a network again: %v", err)
 	}
 }
 

@@ -70,11 +70,11 @@ func (g *Gateway) DialContext(ctx context.Context, c Client, network, address st
 	if err != nil || port == 0 {
 		return nil, fmt.Errorf("dialling %q: no such port", address)
 	}
-	conn := &clientConn{gateway: g, client: c, port: uint16(port), start: time.Now().UTC()}
+	conn := &clientConn{gateway: g, client: c, port: uint16(port), start: g.now()}
 	if addr, err := netip.ParseAddr(name); err == nil {
 		conn.addr = addr
 	} else if conn.host, err = Canonical(name); err != nil {
-		conn.claimed = invalidHost
+		conn.claimed = InvalidHost
 	}
 	if err := conn.open(ctx); err != nil {
 		return nil, err

@@ -36,6 +36,10 @@ type Config struct {
 	PoolSize int
 	// Limits of each session.
 	Limits Limits
+	// Now is the clock that records are stamped by; nil means time.Now. Its times
+	// have a monotonic part, as those of time.Now have: durations are taken from
+	// that, so that steps of the wall clock do not show in them.
+	Now func() time.Time
 	// OnDecision, if not nil, is called for each decision as it is made, before
 	// byte counts are known. It must not block.
 	OnDecision func(Record)

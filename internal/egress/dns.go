@@ -108,7 +108,7 @@ func (s *slot) answer(message []byte) (reply []byte) {
 func (s *slot) resolveName(st *state, name string) (dnsmessage.RCode, netip.Addr) {
 	host, err := Canonical(name)
 	if err != nil {
-		s.record(st, Record{ClaimedHost: invalidHost, Protocol: "dns", Reason: ReasonNameNotAllowed})
+		s.record(st, Record{ClaimedHost: InvalidHost, Protocol: "dns", Reason: ReasonNameNotAllowed})
 		return dnsmessage.RCodeNameError, netip.Addr{}
 	}
 	switch {

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// invalidHost stands in records for a name that was not canonical.
-const invalidHost = "invalid"
+// InvalidHost stands in records for a name that was not canonical.
+const InvalidHost = "invalid"
 
 // flow is one TCP connection of a sandbox.
 type flow struct {
@@ -147,7 +147,7 @@ func (f *flow) claimed(sent string, err error) string {
 	}
 	name, err := Canonical(sent)
 	if err != nil {
-		return invalidHost
+		return InvalidHost
 	}
 	if name == f.host {
 		return ""

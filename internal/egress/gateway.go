@@ -80,6 +80,15 @@ func New(c Config) (*Gateway, error) {
 	return g, nil
 }
 
+// now is when a decision is made. It is not in UTC yet: that would take from it
+// what a step of the wall clock leaves alone.
+func (g *Gateway) now() time.Time {
+	if g.config.Now != nil {
+		return g.config.Now()
+	}
+	return time.Now()
+}
+
 // fill keeps the pool full.
 func (g *Gateway) fill(ctx context.Context) {
 	for ctx.Err() == nil {

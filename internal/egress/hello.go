@@ -73,7 +73,7 @@ func checkHello(h hello, err error, host Host, allowECH bool) (reason Reason, cl
 	name, err := Canonical(h.sni)
 	switch {
 	case err != nil:
-		return ReasonSNIMismatch, invalidHost
+		return ReasonSNIMismatch, InvalidHost
 	case name != host:
 		return ReasonSNIMismatch, name.name
 	case h.ech && !allowECH:

@@ -223,7 +223,7 @@ func (s *slot) handleHTTP(w http.ResponseWriter, r *http.Request) {
 	defer s.broken(f)
 	reason, rule, claimed := f.decideRequest(r)
 	q := &request{conn: c, writer: w, record: Record{
-		Time: time.Now().UTC(), Host: f.host.name, Protocol: "http", Rule: rule, ClaimedHost: claimed,
+		Time: s.gateway.now(), Host: f.host.name, Protocol: "http", Rule: rule, ClaimedHost: claimed,
 	}}
 	if f.dest.IsValid() {
 		q.record.DestAddress, q.record.DestPort = f.dest.Addr().String(), int(f.dest.Port())
@@ -244,7 +244,7 @@ func (f *flow) decideRequest(r *http.Request) (reason Reason, rule, claimed stri
 	switch {
 	case r.Host == "":
 	case err != nil:
-		claimed = invalidHost
+		claimed = InvalidHost
 	case host != f.host:
 		claimed = host.name
 	}
@@ -298,7 +298,7 @@ func (f *flow) refusedName(reason Reason, claimed string) string {
 		return f.dest.String()
 	case f.host.IsZero() && reason != ReasonNameNotAllowed && f.dest.IsValid():
 		return f.dest.String()
-	case claimed == invalidHost || claimed == "":
+	case claimed == InvalidHost || claimed == "":
 		return "an invalid host"
 	}
 	return claimed

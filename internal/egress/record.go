@@ -123,7 +123,7 @@ func (r Record) MarshalJSON() ([]byte, error) {
 // record completes a record, keeps it, and tells the log and the metrics.
 func (g *Gateway) record(st *state, r Record) *Record {
 	if r.Time.IsZero() {
-		r.Time = time.Now().UTC()
+		r.Time = g.now()
 	}
 	if r.Source == "" {
 		r.Source = st.meta.Source
@@ -303,6 +303,7 @@ func (j *journal) list(f Filter) []Record {
 			continue
 		}
 		out = append(out, *r)
+		out[len(out)-1].Time = r.Time.UTC()
 		if f.Limit > 0 && len(out) == f.Limit {
 			break
 		}

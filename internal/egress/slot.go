@@ -49,7 +49,8 @@ type slot struct {
 	ctx      context.Context // ends when the slot is closed
 	cancel   context.CancelFunc
 	running  sync.WaitGroup
-	relays   bool // the rules let all UDP through to the relay; install's
+	relays   bool        // the rules let all UDP through to the relay; install's
+	told     atomic.Bool // Broken has told of it
 
 	mu       sync.Mutex // guards what follows
 	flows    map[*flow]bool
@@ -164,7 +165,7 @@ func (s *slot) admit(c *net.TCPConn) {
 		reset(c)
 		return
 	}
-	f := &flow{slot: s, client: c, start: time.Now().UTC(), st: st}
+	f := &flow{slot: s, client: c, start: s.gateway.now(), st: st}
 	f.dest, _ = originalDst(c) // without one it is refused
 	if !s.connRate.Allow() {
 		f.record(Record{Protocol: "tcp", Reason: ReasonRateLimit})

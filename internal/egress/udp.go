@@ -9,7 +9,6 @@ import (
 	"runtime/debug"
 	"sync"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -178,7 +177,7 @@ func (s *slot) startUDP(key udpKey) *udpFlow {
 		s.unreachable(key)
 		return nil
 	}
-	f := &udpFlow{slot: s, key: key, start: time.Now().UTC(), st: st}
+	f := &udpFlow{slot: s, key: key, start: s.gateway.now(), st: st}
 	if f.host, f.choice = s.decideUDP(st, key.dest); f.choice.reason != ReasonOK {
 		f.record(Record{Reason: f.choice.reason})
 		s.unreachable(key)
@@ -188,7 +187,6 @@ func (s *slot) startUDP(key udpKey) *udpFlow {
 		f.record(Record{Reason: ReasonRateLimit})
 		return nil
 	}
-	f.active.Store(f.start.UnixNano())
 	f.ctx, f.cancel = context.WithCancel(s.ctx)
 	s.mu.Lock()
 	// Decided again under the lock: enforce either finds this flow or came

@@ -27,8 +27,8 @@ type udpFlow struct {
 	host   Host // the name the destination stands for, or zero
 	choice verdict
 
-	active   atomic.Int64 // when something last moved, Unix nanoseconds
-	answered atomic.Int64 // when the peer last answered; zero: never
+	active   atomic.Int64 // the flow's age when something last moved
+	answered atomic.Int64 // its age when the peer last answered; zero: never
 	sent     atomic.Int64 // bytes
 	received atomic.Int64
 
@@ -48,14 +48,14 @@ const answerAge = 10 * time.Second
 
 // send passes a datagram of the sandbox on, or drops it.
 func (f *udpFlow) send(b []byte) {
-	now := time.Now()
-	if last := f.answered.Load(); last == 0 || now.UnixNano()-last > int64(answerAge) {
-		if !f.slot.udpRate.AllowN(now, len(b)) {
+	age := f.age()
+	if last := f.answered.Load(); last == 0 || age-last > int64(answerAge) {
+		if !f.slot.udpRate.AllowN(time.Now(), len(b)) {
 			f.record(Record{Reason: ReasonRateLimit})
 			return
 		}
 	}
-	f.active.Store(now.UnixNano())
+	f.active.Store(age)
 	f.mu.Lock()
 	up := f.up
 	if up == nil && !f.closed && len(f.held) < heldDatagrams {
@@ -99,11 +99,11 @@ func (f *udpFlow) run() {
 	}
 	sandbox := netip.AddrPortFrom(netip.MustParseAddr(sandboxAddress), f.key.port)
 	for f.ctx.Err() == nil {
-		_ = up.SetReadDeadline(f.expires())
+		_ = up.SetReadDeadline(time.Now().Add(f.left()))
 		err := f.slot.gateway.buffers.receive(raw, func(b, _ []byte, _ unix.Sockaddr) {
-			now := time.Now().UnixNano()
-			f.active.Store(now)
-			f.answered.Store(now)
+			age := f.age()
+			f.active.Store(age)
+			f.answered.Store(age)
 			if _, err := down.WriteToUDPAddrPort(b, sandbox); err == nil {
 				f.received.Add(int64(len(b)))
 			}
@@ -111,20 +111,24 @@ func (f *udpFlow) run() {
 		switch {
 		case errors.Is(err, unix.ECONNREFUSED):
 			f.slot.unreachable(f.key)
-		case errors.Is(err, os.ErrDeadlineExceeded) && time.Now().Before(f.expires()):
+		case errors.Is(err, os.ErrDeadlineExceeded) && f.left() > 0:
 		case err != nil:
 			return
 		}
 	}
 }
 
-// expires is when the flow ends if nothing moves.
-func (f *udpFlow) expires() time.Time {
+// age is for how long there has been the flow, in nanoseconds and never zero.
+// The wall clock does not count: its steps would end all flows, or keep them.
+func (f *udpFlow) age() int64 { return max(1, int64(time.Since(f.start))) }
+
+// left is for how long the flow stays if nothing moves.
+func (f *udpFlow) left() time.Duration {
 	idle := f.slot.gateway.config.Limits.UDPUnanswered
 	if f.answered.Load() != 0 {
 		idle = f.slot.gateway.config.Limits.UDPIdle
 	}
-	return time.Unix(0, f.active.Load()).Add(idle)
+	return idle - time.Duration(f.age()-f.active.Load())
 }
 
 // dial makes the socket to the outside. It is connected, so that only the asked

@@ -21,8 +21,8 @@ type Registry struct {
 
 // Contact is one host that a box connected to, or was kept from.
 type Contact struct {
-	Host    string
-	Port    int
+	Host    string // a name, or an address that no name stood for
+	Port    int    // 0: the name was looked up, and nothing more is known
 	Allowed bool
 	Count   int
 }

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"slices"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -169,7 +171,11 @@ func (j *job) attempt(ctx context.Context, start time.Time) (_ *Layer, failed *F
 		return fail(box, in, err)
 	}
 	for _, c := range refused {
-		j.say(fmt.Sprintf("warning: the install was kept from %s:%d, and did without", c.Host, c.Port))
+		at := c.Host
+		if c.Port != 0 {
+			at = net.JoinHostPort(c.Host, strconv.Itoa(c.Port))
+		}
+		j.say("warning: the install was kept from " + at + ", and did without")
 	}
 	if recipes[j.step.Manager].list != nil {
 		j.b.rememberListing(j.step, j.base, before)

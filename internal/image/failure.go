@@ -3,6 +3,7 @@ package image
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strconv"
@@ -294,6 +295,8 @@ func sameName(manager string, s spec, named string) bool {
 	return s.name == named
 }
 
+// refusedPhrase names what a build was kept from, and the line of configuration
+// that opens it. No line opens a bare address: registries have names.
 func refusedPhrase(manager string, refused []Contact) string {
 	var hosts, entries []string
 	for _, c := range refused {
@@ -301,14 +304,20 @@ func refusedPhrase(manager string, refused []Contact) string {
 			continue
 		}
 		hosts = append(hosts, c.Host)
+		if _, err := netip.ParseAddr(c.Host); err == nil {
+			continue
+		}
 		at := c.Host
 		if c.Port != 0 && c.Port != 80 && c.Port != 443 {
 			at = net.JoinHostPort(c.Host, strconv.Itoa(c.Port))
 		}
 		entries = append(entries, `"+`+at+`"`)
 	}
-	return fmt.Sprintf(`the build was kept from %s: only the template's registries can be reached; to allow it, the configuration needs the line registries: {"*": {%s: [%s]}}, and atoll reload`,
-		strings.Join(hosts, ", "), manager, strings.Join(entries, ", "))
+	phrase := "the build was kept from " + strings.Join(hosts, ", ") + ": only the template's registries can be reached"
+	if len(entries) == 0 {
+		return phrase + ", by their names"
+	}
+	return phrase + fmt.Sprintf(`; to allow it, the configuration needs the line registries: {"*": {%s: [%s]}}, and atoll reload`, manager, strings.Join(entries, ", "))
 }
 
 // sentence writes the line for people.

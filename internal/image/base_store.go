@@ -43,7 +43,7 @@ type Manifest struct {
 }
 
 // learnedFormat is raised when learning has become better: what an older one stored does not count.
-const learnedFormat = "2"
+const learnedFormat = "3"
 
 // learned is what asking a built version's tools told; it is stored beside the manifest, which never changes.
 type learned struct {

@@ -38,7 +38,8 @@ func tools() map[string]toolOf {
 		"cargo": {
 			version: []string{"cargo", "--version"},
 			ask:     askCargo,
-			probe: `mkdir src && : > src/lib.rs && printf '[package]\nname="probe"\nversion="0.0.0"\nedition="2021"\n[dependencies]\ncfg-if="1"\n' > Cargo.toml &&` +
+			// A home of its own for what is downloaded, with the settings of the template's.
+			probe: `mkdir src home && for f in config config.toml; do cp "${CARGO_HOME:-$HOME/.cargo}/$f" home/ 2>/dev/null; done; : > src/lib.rs && printf '[package]\nname="probe"\nversion="0.0.0"\nedition="2021"\n[dependencies]\ncfg-if="1"\n' > Cargo.toml &&` +
 				` CARGO_HOME=$PWD/home cargo fetch`,
 			timeout: time.Minute,
 		},

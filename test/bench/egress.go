@@ -253,7 +253,8 @@ func (b *bench) thousand(sessions []string, bare path) group {
 	return group{Title: "TLS connections that are all open at once, from connect until a byte is echoed", Rows: []*sample{all, one}}
 }
 
-// fair has four sandboxes download at the same time, each as fast as it can.
+// fair has four sandboxes download at the same time, each as fast as it can, and
+// says what share of the fastest one's rate each had (E235 of the test matrix).
 func (b *bench) fair(sessions []string) group {
 	size := 256
 	if b.quick {
@@ -265,6 +266,12 @@ func (b *bench) fair(sessions []string) group {
 	}
 	rows := together("down", rawPort, size, paths)
 	slices.SortFunc(rows, func(x, y *sample) int { return int(x.quantile(.5)) - int(y.quantile(.5)) })
+	for _, r := range rows {
+		if r.Failures > 0 {
+			continue
+		}
+		r.Name = fmt.Sprintf("%s, at %.0f %% of the fastest one's rate", r.Name, 100*rows[0].quantile(.5)/r.quantile(.5))
+	}
 	return group{Title: fmt.Sprintf("Four sandboxes that download %d MiB at the same time, the fastest first", size), Rows: rows}
 }
 

@@ -51,7 +51,7 @@ check: lint ## the quick loop: lint and the short tests, as any user
 
 .PHONY: security-table
 security-table: root generate ## run the network test matrix and write its results into docs/security.md (root)
-	CGO_ENABLED=0 go test -count=1 -timeout 20m ./test/security -update
+	CGO_ENABLED=0 go test -count=1 -timeout 60m ./test/security -update
 
 .PHONY: race
 race: generate ## the tests under the race detector, where that is possible (root)

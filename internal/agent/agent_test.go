@@ -378,13 +378,3 @@ func TestRefusedImages(t *testing.T) {
 		t.Errorf("the log says %+v", e)
 	}
 }
-
-// A thought that the token limit cut off has no signature and cannot come back.
-func TestThoughtThatWasCutOff(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	w.say(modeltest.Script{{Thinking: "so much to", Unsigned: true, Stop: "max_tokens"}})
-	w.untilIdle(1)
-	w.say(modeltest.Script{{Thinking: "short", Text: "on we go"}})
-	equal(t, "messages", texts(t, w.untilIdle(2)), []string{"on we go"})
-}

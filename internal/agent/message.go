@@ -14,17 +14,13 @@ type message struct {
 	Content []json.RawMessage `json:"content"`
 }
 
-// written leaves out the text blocks that are empty or only white space, and the
-// thoughts that the token limit cut off before they were signed. The API refuses
-// them, though it may have said them itself; and as they would come with every
+// written leaves out the text blocks that are empty or only white space. The API
+// refuses them, in what it said itself too; and as they would come with every
 // further request, a session with one could never go on.
 func written(blocks []json.RawMessage) []json.RawMessage {
 	return slices.DeleteFunc(slices.Clone(blocks), func(b json.RawMessage) bool {
-		var block struct{ Type, Text, Signature string }
-		if json.Unmarshal(b, &block) != nil {
-			return false
-		}
-		return block.Type == "text" && strings.TrimSpace(block.Text) == "" || block.Type == "thinking" && block.Signature == ""
+		var text struct{ Type, Text string }
+		return json.Unmarshal(b, &text) == nil && text.Type == "text" && strings.TrimSpace(text.Text) == ""
 	})
 }
 

@@ -180,9 +180,9 @@ func TestSessionRefused(t *testing.T) {
 	}
 }
 
-// TestSessionMCPHosts: a limited environment must let the agent's MCP servers
+// TestE201MCPHosts (its number in the network test matrix): a limited environment must let the agent's MCP servers
 // through (3.11).
-func TestSessionMCPHosts(t *testing.T) {
+func TestE201MCPHosts(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
 	tests := []struct {

@@ -4,13 +4,18 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/atoll-run/atoll/internal/control"
+	"github.com/atoll-run/atoll/internal/store"
 )
 
 // cli prepares a command line that talks to this server.
@@ -305,6 +310,53 @@ func TestCommandEgress(t *testing.T) {
 	}
 	if code, _, stderr := s.atoll("", "egress", "--limit", "0", id); code != 1 || !strings.Contains(stderr, "between 1 and 1000") {
 		t.Errorf("egress --limit 0: exit %d, %s", code, stderr)
+	}
+	t.Run("E290", func(t *testing.T) {
+		id := s.session(s.agent(), s.environment(object{"networking": object{"type": "limited"}}))
+		r := s.exec(id, "pip install --retries 0 --index-url https://wheels.example.com/simple six")
+		if r.Code == 0 || !strings.Contains(r.Stdout+r.Stderr, "wheels.example.com") {
+			t.Errorf("pip says %+v", r)
+		}
+		out := s.mustAtoll("egress", "--denied", id)
+		if !regexp.MustCompile(`(?m)^\S+ +refused +wheels\.example\.com +443 +tls +name_not_allowed`).MatchString(out) {
+			t.Errorf("egress --denied:\n%s", out)
+		}
+	})
+	t.Run("E293", func(t *testing.T) {
+		s.addWorkspace(t, "elsewhere")
+		other := strings.TrimSpace(s.mustAtoll("key", "create", "--workspace", "elsewhere", "worker"))
+		code, stdout, stderr := s.atoll("", "egress", "--key", other, id)
+		if code != 1 || stdout != "" || !strings.Contains(stderr, id+" not found") {
+			t.Errorf("exit %d, %q, %q", code, stdout, stderr)
+		}
+		req, err := http.NewRequest("GET", s.URL+"/atoll/v1/sessions/"+id+"/egress", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("x-api-key", other)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != 404 {
+			t.Errorf("status %d, want 404", resp.StatusCode)
+		}
+	})
+}
+
+// addWorkspace makes one more workspace, for which there is no command yet.
+func (s *server) addWorkspace(t *testing.T, name string) {
+	t.Helper()
+	s.stop(syscall.SIGTERM)
+	defer s.start()
+	db, err := store.Open(t.Context(), store.Config{Path: filepath.Join(s.Data, "atoll.db")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := control.Workspace{ID: "wrkspc_" + name, Name: name, CreatedAt: time.Now().UTC()}
+	if err := errors.Join(db.CreateWorkspace(t.Context(), w), db.Close()); err != nil {
+		t.Fatal(err)
 	}
 }
 

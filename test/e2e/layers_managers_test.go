@@ -1,7 +1,10 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -115,6 +118,58 @@ func (s *server) checkRegistriesShown() {
 	}
 }
 
+// logSize is how long the server's log is now.
+func (s *server) logSize() int64 {
+	s.t.Helper()
+	info, err := os.Stat(filepath.Join(s.Data, "e2e-server.log"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return info.Size()
+}
+
+// checkDialed holds what builds connected to, by the log from a place on, against
+// the registries of the template.
+func (s *server) checkDialed(t *testing.T, from int64, template string) {
+	t.Helper()
+	var templates struct {
+		Data []struct {
+			Name       string
+			Registries []struct{ Manager, Host string }
+		}
+	}
+	s.call("GET", "/atoll/v1/templates", nil, &templates)
+	known := map[string][]string{}
+	for _, tpl := range templates.Data {
+		for _, r := range tpl.Registries {
+			if tpl.Name == template {
+				known[r.Host] = append(known[r.Host], r.Manager)
+			}
+		}
+	}
+	log, err := os.ReadFile(filepath.Join(s.Data, "e2e-server.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := map[string]bool{}
+	for line := range strings.Lines(string(log[from:])) {
+		var r struct{ Msg, Source, Verdict, Reason, Host, Rule string }
+		if json.Unmarshal([]byte(line), &r) != nil || r.Msg != "egress" || r.Source != "build" {
+			continue
+		}
+		_, manager, _ := strings.Cut(r.Rule, "registry:")
+		if !slices.Contains(known[r.Host], manager) || r.Verdict == "refused" {
+			t.Errorf("a build went beyond the template's registries: %s", line)
+		}
+		used[manager] = true
+	}
+	for _, manager := range []string{"apt", "cargo", "gem", "go", "npm", "pip"} {
+		if !used[manager] {
+			t.Errorf("nothing was got for %s", manager)
+		}
+	}
+}
+
 // TestLayersAllManagers installs with all six managers through the API and uses
 // what came of it. Then it makes the same layers under a server that is killed
 // in every install, and compares.
@@ -123,8 +178,11 @@ func TestLayersAllManagers(t *testing.T) {
 	s := newServer(t, m.config(""))
 	agent := s.agent()
 	m.addGem(s, agent)
+	s.must(s.session(agent, s.environment(mirrored(object{}))), "true") // the template is there now
+	start := s.logSize()
 	env := s.environment(mirrored(allManagers()))
 	b := s.builtAtLast(agent, env)
+	t.Run("E271", func(t *testing.T) { s.checkDialed(t, start, "mirrored") })
 	if len(b.Layers) != 6 {
 		t.Fatalf("build: %+v", b)
 	}

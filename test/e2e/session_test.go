@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"syscall"
@@ -53,6 +54,47 @@ func TestInside(t *testing.T) {
 	}
 	if out := s.must(id, "cat /proc/self/mountinfo /proc/1/environ /proc/self/environ | tr '\\0' '\\n'"); strings.Contains(out, testKey) || strings.Contains(out, s.Data) {
 		t.Errorf("the server's key or a path of the host is visible inside: %s", out)
+	}
+	t.Run("E223", func(t *testing.T) { s.checkNothingOfTheServer(t, id) })
+}
+
+// insideScript looks for the server from inside: its files by name and by what
+// they hold, sockets of any kind, and its API on every address of the host.
+const insideScript = `import glob, os, socket, sys
+port, addresses = int(sys.argv[1]), sys.argv[2].split()
+for top, names, files in os.walk("/"):
+    names[:] = [n for n in names if os.path.join(top, n) not in ("/proc", "/sys", "/usr", "/dev/fd")]
+    for n in files:
+        if n in ("network.json", "default.key") or n.endswith((".sock", ".db", ".db-wal")):
+            print("file", os.path.join(top, n))
+if os.path.exists("/proc/net/unix"):
+    for line in open("/proc/net/unix").read().splitlines()[1:]:
+        if "/" in line or "@" in line: print("socket", line)
+for address in addresses + ["127.0.0.1", "0.0.0.0", "169.254.100.1", "::1"]:
+    try:
+        c = socket.create_connection((address, port), 5)
+        c.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        said = c.recv(1000)
+        if said: print("answer", address, said)
+    except OSError: pass
+print("done")
+`
+
+// checkNothingOfTheServer: no policy, no control socket and no API is inside.
+func (s *server) checkNothingOfTheServer(t *testing.T, session string) {
+	t.Helper()
+	s.put(session, "/workspace/look.py", []byte(insideScript))
+	var hosts []string
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addrs {
+		hosts = append(hosts, a.(*net.IPNet).IP.String())
+	}
+	port := s.URL[strings.LastIndex(s.URL, ":")+1:]
+	if got := s.must(session, "python3 look.py "+port+" '"+strings.Join(hosts, " ")+"'"); got != "done" {
+		t.Errorf("of the server there is inside:\n%s", got)
 	}
 }
 

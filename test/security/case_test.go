@@ -32,6 +32,9 @@ type attempt struct {
 // try runs one case of the matrix.
 func (s *stand) try(t *testing.T, number string, f func(c *attempt)) {
 	t.Helper()
+	if *only != "" && number != *only {
+		return
+	}
 	t.Run(number, func(t *testing.T) {
 		c := &attempt{T: t, s: s, number: number, quiet: map[string]bool{}}
 		defer func() { note(c, t.Failed(), t.Skipped()) }()

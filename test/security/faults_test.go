@@ -5,10 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -98,7 +101,10 @@ func TestFaults(t *testing.T) {
 					return netlink.LinkDel(link)
 				})
 				c.nothing(s.probe, "without a link")
-				c.note("no network; the session is not marked")
+				told := s.gw.Broken()
+				if len(told) != 1 || told[0].SessionID != s.id || len(s.gw.Broken()) != 0 {
+					c.Errorf("broken: %+v, want the session, once", told)
+				}
 			})
 		})
 	}
@@ -153,6 +159,7 @@ func isolation(t *testing.T, s *stand) {
 			}
 		}
 	})
+	s.try(t, "E223", func(c *attempt) { nothingOfTheServer(c) })
 	s.try(t, "E224", func(c *attempt) {
 		for _, address := range []string{"127.0.0.1:8400", "127.0.0.53:53", "169.254.100.2:8400"} {
 			if r := c.talk(address, "x"); len(r.Data) > 0 || r.End == "eof" {
@@ -164,6 +171,39 @@ func isolation(t *testing.T, s *stand) {
 			c.decided(fmt.Sprintf("tcp %s %s", s.private(), address))
 		}
 	})
+}
+
+// nothingOfTheServer looks for policy files, control sockets and the API. The
+// plain process shares the host's files; what it must not have are sockets.
+func nothingOfTheServer(c *attempt) {
+	s := c.s
+	control := "@atoll-" + s.id
+	l, err := net.Listen("unix", control)
+	if err != nil {
+		c.Fatal(err)
+	}
+	defer l.Close()
+	if r := c.do(wire.Request{Op: "talk", Network: "unix", Address: control}); r.End != "refused" {
+		c.Errorf("a control socket of the host: %s", told(r))
+	}
+	if r := c.do(wire.Request{Op: "look"}); s.place == inGVisor {
+		// Its whole file system is the layer and the files that every sandbox has.
+		want := append(slices.Collect(maps.Keys(egress.Files())), "/bin/prober")
+		if slices.Sort(want); !slices.Equal(strings.Fields(string(r.Data)), want) || len(want) < 2 {
+			c.Errorf("inside there is %q, want %q", r.Data, want)
+		}
+	}
+	for _, address := range []string{hostPublic, "100.64.0.1"} {
+		c.wantReset(c.talk(at(address, 8400), httpGet("x")))
+		c.decided(fmt.Sprintf("tcp %s %s:8400", s.private(), address))
+	}
+	c.wantReset(c.talk("169.254.100.1:8400", httpGet("x")))
+	c.decided("tcp no_mapping gateway:8400")
+	for _, address := range []string{"127.0.0.1:8400", "[::1]:8400", "[fd64::1]:8400", "0.0.0.0:8400"} {
+		if r := c.do(wire.Request{Op: "talk", Network: "tcp", Address: address, Data: []byte(httpGet("x"))}); len(r.Data) > 0 || r.End == "eof" {
+			c.Errorf("%s: %s", address, told(r))
+		}
+	}
 }
 
 // hibernation suspends the network and gives the sandbox another one.
@@ -213,20 +253,7 @@ func everywhereKilled(t *testing.T, mode string, spec egress.Spec) {
 			must(err)
 			t.Cleanup(func() { _ = os.RemoveAll(dir) })
 			s := newStand(t, place, mode, func(c *egress.Config) { quick(c); c.Dir = filepath.Join(dir, "unused") })
-			s.id = fmt.Sprintf("k%d", standNumber.Add(1))
-			cmd := exec.Command("/proc/self/exe")
-			cmd.Env = append(os.Environ(), serverVariable+"="+dir, serverVariable+"_ID="+s.id, serverVariable+"_MODE="+mode, serverVariable+"_UP="+s.up.String())
-			in, err := cmd.StdinPipe()
-			must(err)
-			out, err := cmd.StdoutPipe()
-			must(err)
-			must(cmd.Start())
-			lines := bufio.NewScanner(out)
-			if !lines.Scan() || !strings.HasPrefix(lines.Text(), "/") {
-				t.Fatalf("the server said %q", lines.Text())
-			}
-			s.netns = lines.Text()
-			s.probe = startProbe(t, place, s.id, s.netns)
+			cmd := startServer(t, s, dir)
 			var address, wild string
 			s.try(t, "E216", func(c *attempt) {
 				wild, address = "", s.lookup(c, "ok.example.com")
@@ -243,7 +270,6 @@ func everywhereKilled(t *testing.T, mode string, spec egress.Spec) {
 					c.Fatal(err)
 				}
 				_ = cmd.Wait()
-				_ = in.Close()
 				if r := <-open; r.End != "reset" && r.End != "eof" {
 					c.Errorf("the open connection: %s", told(r))
 				}
@@ -276,6 +302,32 @@ func everywhereKilled(t *testing.T, mode string, spec egress.Spec) {
 			s.try(t, "E227", func(c *attempt) { damaged(c, dir) })
 		})
 	}
+}
+
+// startServer starts a process that serves the stand's network, and a prober in
+// that network.
+func startServer(t *testing.T, s *stand, dir string) *exec.Cmd {
+	t.Helper()
+	s.id = fmt.Sprintf("k%d", standNumber.Add(1))
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), serverVariable+"="+dir, serverVariable+"_ID="+s.id, serverVariable+"_MODE="+s.mode, serverVariable+"_UP="+s.up.String())
+	in, err := cmd.StdinPipe()
+	must(err)
+	out, err := cmd.StdoutPipe()
+	must(err)
+	must(cmd.Start())
+	t.Cleanup(func() {
+		_ = in.Close()
+		_ = cmd.Process.Kill() // it may have been already
+		_ = cmd.Wait()
+	})
+	lines := bufio.NewScanner(out)
+	if !lines.Scan() || !strings.HasPrefix(lines.Text(), "/") {
+		t.Fatalf("the server said %q", lines.Text())
+	}
+	s.netns = lines.Text()
+	s.probe = startProbe(t, s.place, s.id, s.netns)
+	return cmd
 }
 
 // damaged cuts the table of names while no server runs.

@@ -73,6 +73,7 @@ func policyTightened(t *testing.T, s *stand) {
 		if len(r.Data) > 0 && string(r.Data) != alertBytes || r.End == "timeout" {
 			c.Errorf("got %s, want a refusal", told(r))
 		}
+		eventually(c, "the decision", func() bool { return len(s.reasons()) > 0 })
 		s.mu.Lock()
 		for _, d := range s.decisions {
 			if d.Verdict != egress.VerdictRefused {

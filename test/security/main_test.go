@@ -29,7 +29,10 @@ import (
 	"github.com/atoll-run/atoll/internal/sandbox/gvisor"
 )
 
-var update = flag.Bool("update", false, "write the table of results into docs/security.md")
+var (
+	update = flag.Bool("update", false, "write the table of results into docs/security.md")
+	only   = flag.String("only", "", "run the case with this number alone, of the tests that -run names")
+)
 
 const (
 	// fullVariable runs what takes minutes by nature at its full length.
@@ -52,6 +55,10 @@ func pick(short, long int) int {
 func TestMain(m *testing.M) {
 	gvisor.MaybeRun()
 	if dir := os.Getenv(serverVariable); dir != "" {
+		if fault := os.Getenv(serverVariable + "_FAULT"); fault != "" {
+			beFaulty(dir, fault)
+			os.Exit(0)
+		}
 		beServer(dir)
 		os.Exit(1)
 	}
@@ -80,6 +87,11 @@ func TestMain(m *testing.M) {
 
 // runInside builds the prober and runs this program again in namespaces of its own.
 func runInside() (int, error) {
+	if *update {
+		if err := runElsewhere(); err != nil {
+			return 0, err
+		}
+	}
 	dir, err := os.MkdirTemp("", "atoll-security-")
 	if err != nil {
 		return 0, err

@@ -2,7 +2,9 @@ package security
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -281,16 +283,16 @@ func openUDP(t *testing.T, s *stand) {
 		c.asked("ntp.example.com")
 	})
 	s.try(t, "E249", func(c *attempt) {
-		echo(c, netip.AddrPortFrom(s.up, 443), noted)
-		r := c.do(wire.Request{Op: "talk", Network: "udp4", Address: at(c.address(anyName), 443), Data: make([]byte, 1200)})
-		if len(r.Data) != 1205 {
+		place := netip.AddrPortFrom(s.up, 443)
+		serveQUIC(c, place)
+		r := c.do(wire.Request{Op: "quic", Address: at(c.address(anyName), 443), TLS: &wire.TLS{Name: anyName, Roots: certificates().roots, ALPN: []string{"echo"}, Min: tls.VersionTLS13}, Data: []byte("over QUIC")})
+		if string(r.Data) != "echo:over QUIC" || r.End != "eof" {
 			c.Errorf("got %s", told(r))
 		}
 		c.decided("udp ok any.example.com:443 by unrestricted")
 		c.sent("udp up:443")
-		c.upstream("udp 1200")
+		c.upstream(`quic any.example.com "over QUIC"`)
 		c.asked(anyName)
-		c.note("QUIC's datagrams")
 	})
 	s.try(t, "E250", func(c *attempt) {
 		var from netip.AddrPort
@@ -338,12 +340,48 @@ func openNames(t *testing.T, s *stand) {
 		c.asked("six.example.com")
 	})
 	s.try(t, "E260", func(c *attempt) {
-		for _, kind := range []dnsmessage.Type{dnsmessage.TypeMX, dnsmessage.TypeSRV, dnsmessage.TypeTXT} {
+		for kind, want := range map[dnsmessage.Type]string{
+			dnsmessage.TypeMX: "mx.example.com.", dnsmessage.TypeSRV: "srv.example.com.", dnsmessage.TypeNS: "ns.example.com.", dnsmessage.TypeTXT: "words",
+		} {
 			m := s.ask(c, stub, question(c, anyName, kind))
-			if m == nil || len(m.Additionals) != 0 || len(m.Answers) != 0 {
-				c.Errorf("type %d: %+v, want no data", kind, m)
+			if m == nil || len(m.Additionals) != 0 || len(m.Authorities) != 0 || len(m.Answers) != 1 {
+				c.Errorf("type %s: %+v, want one answer", kind, m)
+				continue
+			}
+			// The resolver's other answers have an address for a name.
+			if got := fmt.Sprint(m.Answers[0].Body); m.Answers[0].Header.Type != kind || !strings.Contains(got, want) {
+				c.Errorf("type %s: %s, want %s", kind, got, want)
 			}
 		}
-		c.note("no data: such questions are not passed on")
+		c.asked(anyName)
+		c.note("asked anew by the server")
 	})
+}
+
+// LookupMX and the others make the stand a resolver of records, too. Besides the
+// one that is in order each tells of a private address in a name's place.
+func (s *stand) LookupMX(_ context.Context, name string) ([]*net.MX, error) {
+	s.question(name)
+	return []*net.MX{{Host: "mx.example.com."}, {Host: "10.0.0.5."}}, nil
+}
+
+func (s *stand) LookupSRV(_ context.Context, _, _, name string) (string, []*net.SRV, error) {
+	s.question(name)
+	return name, []*net.SRV{{Target: "srv.example.com.", Port: 5222}, {Target: "10.0.0.5.", Port: 5222}}, nil
+}
+
+func (s *stand) LookupNS(_ context.Context, name string) ([]*net.NS, error) {
+	s.question(name)
+	return []*net.NS{{Host: "ns.example.com."}, {Host: "10.0.0.5."}}, nil
+}
+
+func (s *stand) LookupTXT(_ context.Context, name string) ([]string, error) {
+	s.question(name)
+	return []string{"words"}, nil
+}
+
+func (s *stand) question(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asked = append(s.asked, name)
 }

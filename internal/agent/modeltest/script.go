@@ -17,10 +17,7 @@ import (
 // blocks in this order. "{{result}}" in Text stands for the text of the tool
 // results in the request's last message.
 type Reply struct {
-	Thinking string `json:"thinking,omitempty"`
-	// Unsigned leaves the signature of Thinking out, as the token limit does when
-	// it cuts a thought off.
-	Unsigned bool      `json:"unsigned,omitempty"`
+	Thinking string    `json:"thinking,omitempty"`
 	Text     string    `json:"text,omitempty"`
 	Tools    []ToolUse `json:"tools,omitempty"`
 	// Stop is the stop reason; empty means tool_use with Tools, else end_turn.

@@ -28,11 +28,7 @@ func signatureOf(thinking string) string {
 func (s *stream) blocks(reply Reply) []map[string]any {
 	var out []map[string]any
 	if reply.Thinking != "" {
-		b := map[string]any{"type": "thinking", "thinking": reply.Thinking, "signature": signatureOf(reply.Thinking)}
-		if reply.Unsigned {
-			b["signature"] = ""
-		}
-		out = append(out, b)
+		out = append(out, map[string]any{"type": "thinking", "thinking": reply.Thinking, "signature": signatureOf(reply.Thinking)})
 	}
 	if reply.Text != "" {
 		out = append(out, map[string]any{"type": "text", "text": reply.Text, "citations": nil})
@@ -136,9 +132,7 @@ func (s *stream) block(i int, b map[string]any) {
 		start["thinking"], start["signature"] = "", ""
 		s.frame("content_block_start", map[string]any{"index": i, "content_block": start})
 		delta("thinking_delta", "thinking", b["thinking"].(string))
-		if b["signature"] != "" {
-			s.frame("content_block_delta", map[string]any{"index": i, "delta": map[string]any{"type": "signature_delta", "signature": b["signature"]}})
-		}
+		s.frame("content_block_delta", map[string]any{"index": i, "delta": map[string]any{"type": "signature_delta", "signature": b["signature"]}})
 	case "text":
 		start["text"], start["citations"] = "", nil
 		s.frame("content_block_start", map[string]any{"index": i, "content_block": start})

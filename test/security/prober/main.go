@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -47,7 +48,7 @@ func (p *prober) serve(r wire.Request) {
 	start := time.Now()
 	ops := map[string]func(*wire.Request) wire.Reply{
 		"talk": p.talk, "close": p.close, "many": p.many, "get": get, "frames": frames, "flood": flood,
-		"stream": p.stream, "run": run, "admin": admin, "connect": connectFlags,
+		"stream": p.stream, "run": run, "admin": admin, "connect": connectFlags, "quic": overQUIC, "look": look,
 	}
 	var reply wire.Reply
 	if op, ok := ops[r.Op]; ok {
@@ -308,6 +309,23 @@ func get(r *wire.Request) wire.Reply {
 	if reply.End = ending(err); err != nil {
 		reply.Error = err.Error()
 	}
+	return reply
+}
+
+// look lists all files that are no directories, one a line, but for those that
+// the kernel makes up.
+func look(*wire.Request) wire.Reply {
+	var out strings.Builder
+	err := filepath.WalkDir("/", func(path string, e os.DirEntry, err error) error {
+		switch {
+		case path == "/proc" || path == "/sys" || path == "/dev":
+			return filepath.SkipDir
+		case err == nil && !e.IsDir():
+			out.WriteString(path + "\n")
+		}
+		return nil // what cannot be read is not there
+	})
+	reply := wire.Reply{Data: []byte(out.String()), End: ending(err)}
 	return reply
 }
 

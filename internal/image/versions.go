@@ -24,10 +24,12 @@ func listed(name, version, detail string) installed {
 
 // clip bounds and cleans a name or version out of a sandbox.
 func clip(s string) string {
-	if len(s) > 300 {
-		s = s[:300]
+	const most = 300
+	s = cleanLine([]byte(s[:min(len(s), most)]))
+	if len(s) > most { // bytes that are no UTF-8 have become longer
+		s = cleanLine([]byte(strings.ToValidUTF8(s[:most], "")))
 	}
-	return cleanLine([]byte(s))
+	return s
 }
 
 // parseDpkg reads name, version, architecture, status and provides, tab-separated.

@@ -37,7 +37,7 @@ type reader struct {
 // stream opens a stream, which is there when it returns.
 func (r *rig) stream(path string, header ...string) *reader {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	r.t.Cleanup(cancel)
 	req, err := http.NewRequestWithContext(ctx, "GET", r.url+path, nil)
 	if err != nil {
@@ -227,7 +227,7 @@ func TestDeadReader(t *testing.T) {
 	alive := r.stream("/v1/sessions/" + id + "/events/stream")
 	// Much more than sockets and the stream together hold.
 	big := strings.Repeat("x", 1<<20)
-	for range 32 {
+	for range 16 {
 		r.commit(id, control.EventRecord{Type: api.EventAgentMessage, Fields: []byte(`{"content":[{"type":"text","text":"` + big + `"}]}`)})
 		if f, ok := alive.next(); !ok || f.name != "agent.message" {
 			t.Fatalf("the other reader got %s", f.name)

@@ -244,14 +244,19 @@ func contacts(records []egress.Record) []image.Contact {
 		counts[k] += int(max(1, n))
 		named[k.host] = true
 	}
+	silent := map[int]bool{} // ports that were refused and on which nothing was said
 	for _, r := range records {
-		if host := askedFor(r); host != "" && r.Protocol != "dns" {
+		switch host := askedFor(r); {
+		case r.Protocol == "dns":
+		case host != "":
 			add(key{host, r.DestPort, r.Verdict != egress.VerdictRefused}, r.Count) // one that failed was allowed
+		case r.Verdict == egress.VerdictRefused && r.ClaimedHost == "":
+			silent[r.DestPort] = true
 		}
 	}
 	for _, r := range records {
 		if r.Protocol == "dns" && r.Verdict == egress.VerdictRefused && r.Host != "" && !named[r.Host] {
-			add(key{r.Host, 0, false}, r.Count)
+			add(key{r.Host, only(silent), false}, r.Count)
 		}
 	}
 	out := make([]image.Contact, 0, len(order))
@@ -259,6 +264,16 @@ func contacts(records []egress.Record) []image.Contact {
 		out = append(out, image.Contact{Host: k.host, Port: k.port, Allowed: k.allowed, Count: counts[k]})
 	}
 	return out
+}
+
+// only is the one port of a set, or 0.
+func only(ports map[int]bool) int {
+	for p := range ports {
+		if len(ports) == 1 {
+			return p
+		}
+	}
+	return 0
 }
 
 // askedFor is the host that a connection was meant for: the name that its

@@ -35,7 +35,7 @@ func TestContacts(t *testing.T) {
 		{Host: "192.0.2.1", Port: 80, Count: 1},
 		{Host: "192.0.2.2", Port: 443, Count: 1},
 		{Host: "192.0.2.3", Port: 22, Count: 1},
-		{Host: "git.example.com", Count: 1},
+		{Host: "git.example.com", Port: 22, Count: 1}, // the one connection that said nothing
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)

@@ -32,6 +32,11 @@ var backends = map[string]string{
 	// A template without a compiler, as far as this build can see.
 	"atoll-e2e-tools": `
     subprocess.check_call(["gcc", "-c", "x.c"], env={"PATH": "/nonexistent"})`,
+	// What is neither TLS nor HTTP says no name.
+	"atoll-e2e-git": `
+    import socket
+    socket.create_connection(("git.example.com", 9418), 10).recv(1)
+    raise ConnectionError("git: connection reset")`,
 	"atoll-e2e-sleep": `
     print("going to sleep", flush=True)
     time.sleep(3600)`,
@@ -117,6 +122,8 @@ packages:
 			[]string{"pip: the build was kept from moved.example.com: only the template's registries can be reached", `the configuration needs the line registries: {"*": {pip: ["+moved.example.com"]}}, and atoll reload`}, "moved.example.com"},
 		{patient, "redirect to a refused host", object{"pip": []string{"atoll-e2e-redirect"}}, "host_refused", "atoll-e2e-redirect",
 			[]string{"pip: the build was kept from moved.example.com: only the template's registries can be reached", `["+moved.example.com"]`}, "moved.example.com"},
+		{patient, "refused port", object{"pip": []string{"atoll-e2e-git"}}, "host_refused", "atoll-e2e-git",
+			[]string{"pip: the build was kept from git.example.com: only the template's registries can be reached", `["+git.example.com:9418"]`}, "reset"},
 		{patient, "crash", object{"pip": []string{"atoll-e2e-crash"}}, "install_error", "atoll-e2e-crash",
 			[]string{`pip: building "atoll-e2e-crash" failed: a program that it ran was ended by SIGSEGV: `}, "SIGSEGV"},
 		{patient, "no compiler", object{"pip": []string{"atoll-e2e-tools"}}, "toolchain_missing", "atoll-e2e-tools",

@@ -201,7 +201,7 @@ func tlsNames(t *testing.T, s *stand) {
 		c.refused("no.example.com")
 		c.wantAlert(c.do(wire.Request{Op: "talk", Address: "198.18.0.1:443", TLS: tlsAs("no.example.com")}))
 		c.decided("tls name_not_allowed refusal:443 claims no.example.com")
-		c.note("Go here; curl, git, Python, Node and others in test/e2e")
+		c.note("a Go client")
 	})
 }
 

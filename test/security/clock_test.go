@@ -44,7 +44,7 @@ func TestClock(t *testing.T) {
 			clock := &steppedClock{}
 			clocks.Store(c, clock)
 			c.Now = clock.now
-			c.Limits.Hello, c.Limits.UDPIdle = 3*time.Second, 5*time.Second
+			c.Limits.Hello, c.Limits.UDPIdle = 5*time.Second, 8*time.Second
 		}, func(t *testing.T, s *stand) {
 			clock, _ := clocks.Load(&s.config)
 			s.try(t, "E228", func(c *attempt) { c.jumps(&clock.(*steppedClock).seconds) })

@@ -166,6 +166,9 @@ func (t *Templates) Prune(ctx context.Context, inUse func() (map[string]bool, er
 		return out, err
 	}
 	defer lock.Close()
+	if err := os.RemoveAll(t.trash()); err != nil { // what a kill left
+		return out, fmt.Errorf("pruning templates: %w", err)
+	}
 	used, err := inUse()
 	if err != nil {
 		return out, fmt.Errorf("pruning templates: %w", err)
@@ -225,13 +228,12 @@ func (t *Templates) settle(v *TemplateVersion, used bool) error {
 	return nil
 }
 
-// remove makes a version vanish at once and then deletes it. What a kill leaves
-// in the scratch space is deleted by the next.
+// trash is where a version is while it is deleted.
+func (t *Templates) trash() string { return filepath.Join(t.cache, "scratch", "trash") }
+
+// remove makes a version vanish at once and then deletes it.
 func (t *Templates) remove(digest string) error {
-	trash := filepath.Join(t.cache, "scratch", "trash")
-	if err := os.RemoveAll(trash); err != nil {
-		return fmt.Errorf("pruning templates: %w", err)
-	}
+	trash := t.trash()
 	if err := os.MkdirAll(filepath.Dir(trash), 0o700); err != nil {
 		return fmt.Errorf("pruning templates: %w", err)
 	}

@@ -270,7 +270,7 @@ func (b *bench) fair(sessions []string) group {
 		if r.Failures > 0 {
 			continue
 		}
-		r.Name = fmt.Sprintf("%s, at %.0f %% of the fastest one's rate", r.Name, 100*rows[0].quantile(.5)/r.quantile(.5))
+		r.Name = fmt.Sprintf("%s, %.0f %% of the fastest one's rate", r.Name, 100*rows[0].quantile(.5)/r.quantile(.5))
 	}
 	return group{Title: fmt.Sprintf("Four sandboxes that download %d MiB at the same time, the fastest first", size), Rows: rows}
 }

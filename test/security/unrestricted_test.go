@@ -54,6 +54,7 @@ func TestRelayLimits(t *testing.T) {
 			eventually(c, "rate_limit", func() bool { return s.reasons()["rate_limit"] > before })
 			c.unowned("udp")
 			c.packets(func(p string) bool { return strings.HasPrefix(p, "udp raw:") })
+			c.loose = true // of what the flood left in the queues some goes out later, as the rate allows
 			c.note("connection_limit")
 			c.note("rate_limit")
 		})

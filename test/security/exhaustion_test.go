@@ -50,10 +50,10 @@ func (c *attempt) outOfDescriptors(pid int) {
 	const spare, connections = 24, 100
 	address := c.address("ok.example.com")
 	c.reaches()
-	limit := openFiles(c, pid) + spare
+	limit, idle := len(openFiles(c, pid))+spare, sockets(c, pid)
 	c.limitFiles(pid, limit)
 	flood := s.probe.start(c, wire.Request{Op: "many", Addresses: slices.Repeat([]string{at(address, 443)}, connections), Parallel: connections, Data: helloAs(c, "ok.example.com")[:50], WaitMS: 15_000})
-	eventually(c, "no descriptor left", func() bool { return openFiles(c, pid) >= limit-1 })
+	eventually(c, "no descriptor left", func() bool { return len(openFiles(c, pid)) >= limit-1 })
 	c.stillRefused()
 	for outcome := range (<-flood).Counts {
 		if strings.HasPrefix(outcome, "HTTP/") {
@@ -62,6 +62,9 @@ func (c *attempt) outOfDescriptors(pid int) {
 	}
 	c.recovers()
 	c.limitFiles(pid, 4096)
+	// Of the connections that waited for descriptors some were served only then.
+	eventually(c, "the end of the last connection", func() bool { return sockets(c, pid) <= idle })
+	c.packets(func(p string) bool { return strings.HasPrefix(p, "tcp up:") })
 }
 
 func (c *attempt) limitFiles(pid, n int) {
@@ -89,7 +92,7 @@ func (c *attempt) reaches() bool {
 }
 
 // recovers waits until an allowed request is answered, by the same process, and
-// looks at what reached the internet meanwhile.
+// looks at what was asked of the internet meanwhile.
 func (c *attempt) recovers() {
 	c.Helper()
 	eventually(c, "an answer again", c.reaches)
@@ -102,17 +105,33 @@ func (c *attempt) recovers() {
 	}
 	s.seen = nil
 	s.mu.Unlock()
-	c.packets(func(p string) bool { return strings.HasPrefix(p, "tcp up:") })
-	c.loose = true // of the connections that waited for descriptors some are served only now
 }
 
-func openFiles(t testing.TB, pid int) int {
+// openFiles are what a process's descriptors stand for.
+func openFiles(t testing.TB, pid int) (out []string) {
 	t.Helper()
-	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	dir := fmt.Sprintf("/proc/%d/fd/", pid)
+	fds, err := os.ReadDir(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return len(fds)
+	for _, fd := range fds {
+		to, _ := os.Readlink(dir + fd.Name()) // one that was closed meanwhile stands for nothing
+		out = append(out, to)
+	}
+	return out
+}
+
+// sockets counts those of a process; pipes that move data stay for a while when
+// the connection has ended.
+func sockets(t testing.TB, pid int) (n int) {
+	t.Helper()
+	for _, to := range openFiles(t, pid) {
+		if strings.HasPrefix(to, "socket:") {
+			n++
+		}
+	}
+	return n
 }
 
 // statusOf is a number that the kernel tells of a process.

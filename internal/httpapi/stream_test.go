@@ -227,7 +227,7 @@ func TestDeadReader(t *testing.T) {
 	alive := r.stream("/v1/sessions/" + id + "/events/stream")
 	// Much more than sockets and the stream together hold.
 	big := strings.Repeat("x", 1<<20)
-	for range 16 {
+	for range 32 {
 		r.commit(id, control.EventRecord{Type: api.EventAgentMessage, Fields: []byte(`{"content":[{"type":"text","text":"` + big + `"}]}`)})
 		if f, ok := alive.next(); !ok || f.name != "agent.message" {
 			t.Fatalf("the other reader got %s", f.name)

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -70,7 +71,7 @@ func (t *Templates) Versions() ([]TemplateVersion, error) {
 		out = append(out, v)
 	}
 	slices.SortFunc(out, func(a, b TemplateVersion) int {
-		return 2*a.LastUsed.Compare(b.LastUsed) + strings.Compare(a.Digest, b.Digest)
+		return cmp.Or(a.LastUsed.Compare(b.LastUsed), strings.Compare(a.Digest, b.Digest))
 	})
 	return out, nil
 }

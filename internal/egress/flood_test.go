@@ -148,10 +148,13 @@ func TestE231Floods(t *testing.T) {
 				sent, ended := sending{stop: make(chan struct{})}, make(chan error, 1)
 				go func() { ended <- f.run(bad, addr, &sent) }()
 				deadline := time.Now().Add(30 * time.Second)
+				pace := time.NewTicker(20 * time.Millisecond) // below the quiet one's own limit
+				defer pace.Stop()
 				for n := 0; n < 20 || sent.n.Load() < f.least && time.Now().Before(deadline); n++ {
 					if code, _, _, err := quiet.get("https://ok.example.com/"); err != nil || code != 200 {
-						t.Errorf("the other sandbox: %d %v", code, err)
+						t.Errorf("the other sandbox: %d %v; %v", code, err, quiet.counts())
 					}
+					<-pace.C
 				}
 				close(sent.stop)
 				if err := <-ended; err != nil || sent.n.Load() < f.least {

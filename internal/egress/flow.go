@@ -33,7 +33,7 @@ type flow struct {
 
 	mu     sync.Mutex // guards what follows
 	ended  Reason     // why it was closed from outside, or empty
-	dialed netip.Addr // where its bytes go; zero: not connected
+	dialed netip.Addr // where its bytes go; zero: not connected, or not any more
 }
 
 // originalDst asks the kernel where the sandbox meant to connect to.
@@ -231,6 +231,7 @@ func (f *flow) pass(protocol string, h hello) {
 		// Both directions have ended, or a reset was passed on. What the client
 		// has not read yet goes on to it; the reset at the flow's end would take
 		// it away.
+		f.over()
 		_ = f.client.Close()
 	}
 	f.st.journal.finish(r, sent, received)
@@ -319,6 +320,14 @@ func (f *flow) end(reason Reason) {
 	}
 	f.cancel()
 	f.reset()
+}
+
+// over says that no more bytes pass. Who closes the client's side of a flow that
+// has come to its own end says so first: nothing from outside ends it then.
+func (f *flow) over() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.dialed = netip.Addr{}
 }
 
 // reset closes the client's side without ceremony.

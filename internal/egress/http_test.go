@@ -313,7 +313,7 @@ func TestGateCloses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &gateConn{TCPConn: server.(*net.TCPConn), done: make(chan struct{})}
+	c := &gateConn{flow: &flow{}, TCPConn: server.(*net.TCPConn), done: make(chan struct{})}
 	descriptor, err := c.TCPConn.SyscallConn()
 	if err != nil {
 		t.Fatal(err)

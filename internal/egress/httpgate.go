@@ -63,6 +63,7 @@ func (c *gateConn) Write(b []byte) (int, error) {
 // Close ends the flow's stay in the gate. Closed first and told second: who
 // waits for done resets what is still open, with what it has not sent yet.
 func (c *gateConn) Close() error {
+	c.flow.over()
 	err := c.TCPConn.Close()
 	c.once.Do(func() { close(c.done) })
 	return err

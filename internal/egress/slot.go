@@ -200,6 +200,7 @@ func (s *slot) run(f *flow) {
 		if p := recover(); p != nil {
 			s.gateway.log.Error("panic while handling a connection", "session", f.st.id, "panic", p, "stack", string(debug.Stack()))
 		}
+		f.over()
 		f.cancel()
 		f.reset()
 		s.mu.Lock()

@@ -24,9 +24,6 @@ type attempt struct {
 	quiet  map[string]bool // kinds of decision that are not counted
 	notes  []string        // for the table
 	loose  bool            // packets to any address of the stand are expected
-	// ending are connections of the case before: the record of one that was not
-	// wholly closed when the case ends the server says so, or there is none.
-	ending bool
 }
 
 // try runs one case of the matrix.
@@ -64,7 +61,7 @@ func (c *attempt) finish(when string) {
 	s.mu.Lock()
 	var decisions []string
 	for _, d := range s.decisions {
-		if !c.quiet[d.Protocol] && !(c.ending && d.Reason == egress.ReasonSessionEnded) {
+		if !c.quiet[d.Protocol] {
 			decisions = append(decisions, s.describe(d))
 		}
 	}

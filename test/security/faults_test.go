@@ -344,7 +344,12 @@ func startServer(t *testing.T, s *stand, dir string) *exec.Cmd {
 // damaged cuts the table of names while no server runs.
 func damaged(c *attempt, dir string) {
 	s := c.s
-	c.ending = true
+	// The connection of the case before has come to its end when its record says
+	// so, and the gateway has closed the other side: that of plain HTTP tells of
+	// the request.
+	eventually(c, "the end of the last connection", func() bool {
+		return s.web.open.Load() == 0 && c.recorded(func(r egress.Record) bool { return r.Reason == egress.ReasonOK })[0].BytesUp > 0
+	})
 	if err := s.gw.Shutdown(context.Background()); err != nil {
 		c.Fatal(err)
 	}

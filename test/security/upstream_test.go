@@ -18,6 +18,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -79,6 +80,7 @@ type upstream struct {
 	conns  chan net.Conn
 	server *http.Server
 	ended  chan struct{}
+	open   atomic.Int64 // connections that are served
 }
 
 func newUpstream(s *stand) *upstream {
@@ -88,6 +90,14 @@ func newUpstream(s *stand) *upstream {
 		DisableGeneralOptionsHandler: true,
 		MaxHeaderBytes:               1 << 20,
 		ErrorLog:                     log.New(io.Discard, "", 0),
+		ConnState: func(_ net.Conn, state http.ConnState) {
+			switch state {
+			case http.StateNew:
+				u.open.Add(1)
+			case http.StateClosed, http.StateHijacked:
+				u.open.Add(-1)
+			}
+		},
 	}
 	go func() { _ = u.server.Serve(u) }()
 	return u

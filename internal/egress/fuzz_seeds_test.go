@@ -45,7 +45,7 @@ func seedHellos(f *testing.F) [][]byte {
 	out := [][]byte{
 		ok, ok[:20], ok[:len(ok)-1], append(bytes.Clone(ok), "GET / HTTP/1.1\r\n"...),
 		addExtension(ok, extensionECH, greaseECH()), addExtension(ok, 0, []byte("\x00\x11\x00\x00\x0eok.example.com")),
-		addExtension(ok, 0xfe0d, nil), addExtension(ok, 21, make([]byte, 2000)), addExtension(ok, 21, make([]byte, maxHello)),
+		addExtension(ok, 0xfe0d, nil), addExtension(ok, 0xfe0a, greaseECH()), addExtension(ok, 0xffce, nil), addExtension(ok, 21, make([]byte, 2000)), addExtension(ok, 21, make([]byte, maxHello)),
 		clientHello(f, &tls.Config{ServerName: name, MaxVersion: tls.VersionTLS12, NextProtos: []string{"h2"}}),
 		clientHello(f, &tls.Config{ServerName: name, NextProtos: []string{"h2", "http/1.1"}, CurvePreferences: []tls.CurveID{tls.X25519MLKEM768}}),
 		[]byte("\x80\x2e\x01\x00\x02\x00\x15\x00\x00\x00\x10"), []byte("\x16\xfe\xfd\x00\x00"), []byte("\x16\x03\x01\xff\xff\x01"), []byte("\x16garbage that is no record"),

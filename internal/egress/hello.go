@@ -10,12 +10,23 @@ import (
 	"time"
 )
 
-const extensionECH = 0xfe0d
+const (
+	extensionECH      = 0xfe0d // encrypted ClientHello, as standardised
+	extensionECHFirst = 0xfe08 // its drafts 8 to 12 had a number each, up to that
+	extensionECH7     = 0xff02 // draft 7
+	extensionESNI     = 0xffce // the encrypted server name, its forerunner
+)
+
+// hidesName tells whether an extension of a ClientHello may carry an encrypted
+// server name, in any form that a server somewhere may still read.
+func hidesName(extension uint16) bool {
+	return extension >= extensionECHFirst && extension <= extensionECH || extension == extensionECH7 || extension == extensionESNI
+}
 
 // hello is what a ClientHello tells.
 type hello struct {
 	sni string
-	ech bool   // carries an encrypted hello, or a decoy that looks like one
+	ech bool   // carries an encrypted hello or name, of any age, or a decoy that looks like one
 	raw []byte // every byte that was read, to be sent on
 }
 
@@ -35,7 +46,7 @@ func readHello(r io.Reader, limit int) (hello, error) {
 		MinVersion: tls.VersionTLS10, // not spoken; only so that no hello is turned away here
 		GetConfigForClient: func(info *tls.ClientHelloInfo) (*tls.Config, error) {
 			seen, h.sni = true, info.ServerName
-			h.ech = slices.Contains(info.Extensions, extensionECH)
+			h.ech = slices.ContainsFunc(info.Extensions, hidesName)
 			return nil, errHello // enough; this side never answers
 		},
 	})

@@ -116,6 +116,24 @@ func TestCheckHello(t *testing.T) {
 			t.Errorf("%s, %s: read %d bytes that were not those sent", tt.number, tt.name, len(h.raw))
 		}
 	}
+	// E085: the forms that were before it.
+	for _, extension := range []uint16{0xfe08, 0xfe09, 0xfe0a, 0xfe0b, 0xfe0c, 0xff02, 0xffce} {
+		for _, body := range [][]byte{nil, {1}, greaseECH()} {
+			h, err := readHello(bytes.NewReader(addExtension(withSNI(t, "ok.example.com"), extension, body)), maxHello)
+			if got, _ := checkHello(h, err, host, false); got != ReasonECHPresent || !h.ech {
+				t.Errorf("E085: extension %#x of %d bytes: %s, ech %v", extension, len(body), got, h.ech)
+			}
+			if got, _ := checkHello(h, err, host, true); got != ReasonOK {
+				t.Errorf("E086: extension %#x of %d bytes: %s", extension, len(body), got)
+			}
+		}
+	}
+	for _, extension := range []uint16{0xfe07, 0xfe0e, 0xff01, 0xffcd, 0x0a0a} { // what is near, and a browser's filler
+		h, err := readHello(bytes.NewReader(addExtension(withSNI(t, "ok.example.com"), extension, []byte{0})), maxHello)
+		if got, _ := checkHello(h, err, host, false); got != ReasonOK && extension != 0xff01 || h.ech {
+			t.Errorf("extension %#x: %s, ech %v", extension, got, h.ech)
+		}
+	}
 	// E086: with the operator's word.
 	h, err := readHello(bytes.NewReader(tests[14].hello), maxHello)
 	if got, _ := checkHello(h, err, host, true); got != ReasonOK || !h.ech {

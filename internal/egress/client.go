@@ -138,7 +138,7 @@ func (c *clientConn) open(ctx context.Context) error {
 func (c *clientConn) dial(ctx context.Context) (*net.TCPConn, error) {
 	g := c.gateway.guard
 	if !c.host.IsZero() {
-		return g.dial(ctx, c.host, c.port)
+		return g.dial(ctx, c.st.answers, c.host, c.port)
 	}
 	if err := g.check(Host{}, c.addr, c.port); err != nil {
 		return nil, err
@@ -265,7 +265,7 @@ func (g *Gateway) clientState(c Client) (*state, error) {
 	if st := g.current(c.ID); st != nil {
 		return st, nil
 	}
-	st := &state{id: c.ID, meta: c.Meta, policy: c.Policy, journal: &journal{}}
+	st := &state{id: c.ID, meta: c.Meta, policy: c.Policy, journal: &journal{}, answers: &answers{}}
 	home, err := g.dir.open(c.ID)
 	switch {
 	case err == nil: // suspended by an earlier server, or kept closed

@@ -164,7 +164,7 @@ func (h home) begin(meta Meta, p *Policy) (*state, error) {
 	if err != nil {
 		return nil, stepError("making table of names", err)
 	}
-	st := &state{id: h.id, meta: meta, policy: p, generation: 1, names: table, journal: &journal{}}
+	st := &state{id: h.id, meta: meta, policy: p, generation: 1, names: table, journal: &journal{}, answers: &answers{}}
 	if err := table.list(p.hosts); err != nil {
 		table.close()
 		return nil, err
@@ -207,7 +207,7 @@ func (h home) read() (*state, error) {
 	if err != nil {
 		return nil, stepError("reading network policy", err)
 	}
-	return &state{id: h.id, meta: a.Meta, policy: p, generation: a.Generation, journal: &journal{}}, nil
+	return &state{id: h.id, meta: a.Meta, policy: p, generation: a.Generation, journal: &journal{}, answers: &answers{}}, nil
 }
 
 // load reads what begin and save wrote, the table of names too.

@@ -197,7 +197,7 @@ func protocolOf(b []byte) (kind string, sure bool) {
 func (f *flow) dial() (*net.TCPConn, error) {
 	g := f.slot.gateway.guard
 	if !f.host.IsZero() {
-		return g.dial(f.ctx, f.host, f.dest.Port())
+		return g.dial(f.ctx, f.st.answers, f.host, f.dest.Port())
 	}
 	if err := g.check(Host{}, f.dest.Addr(), f.dest.Port()); err != nil {
 		return nil, err

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -49,7 +48,6 @@ type guard struct {
 	host    *hostNets
 	resolve time.Duration
 	connect time.Duration
-	answers answers
 }
 
 // mailPort is refused wherever no exemption names it: a machine that sends mail
@@ -88,10 +86,12 @@ func (g *guard) check(host Host, addr netip.Addr, port uint16) error {
 
 // lookup resolves the name once. One address that is not public refuses the
 // whole answer.
-func (g *guard) lookup(ctx context.Context, host Host, port uint16) ([]netip.Addr, error) {
+//
+// heard are the last answers that the session got, or nil to keep none.
+func (g *guard) lookup(ctx context.Context, heard *answers, host Host, port uint16) ([]netip.Addr, error) {
 	ctx, cancel := context.WithTimeout(ctx, g.resolve)
 	defer cancel()
-	addrs, err := g.ask(ctx, host)
+	addrs, err := g.ask(ctx, heard, host)
 	if err != nil {
 		return nil, &DialError{ReasonResolveFailed, err}
 	}
@@ -115,73 +115,44 @@ func (g *guard) lookup(ctx context.Context, host Host, port uint16) ([]netip.Add
 // resolveTries is how often a question is put to a resolver that says nothing.
 const resolveTries = 3
 
-// ask puts the question to the resolver again when no answer came: one lost
-// datagram must not be a failed connection. The first answer counts, whatever
-// it says. When the resolver stays silent, the last answer it gave serves once
-// more (RFC 8767); the addresses pass the same checks as fresh ones.
-func (g *guard) ask(ctx context.Context, host Host) (addrs []netip.Addr, err error) {
-	for range resolveTries {
-		try, cancel := context.WithTimeout(ctx, g.resolve/resolveTries)
-		addrs, err = g.rules.Load().resolver.LookupNetIP(try, "ip", host.name+".")
-		cancel()
-		if err == nil {
-			g.answers.keep(host, addrs)
-			return addrs, nil
-		}
-		var dns *net.DNSError
-		silent := errors.Is(err, context.DeadlineExceeded) || errors.As(err, &dns) && dns.IsTimeout
-		if !silent {
-			return nil, err
-		}
-		if ctx.Err() != nil {
-			break
-		}
+// ask asks the resolver for the addresses of a host. When the resolver stays
+// silent, the last answer it gave the session serves once more (RFC 8767); the
+// addresses pass the same checks as fresh ones.
+func (g *guard) ask(ctx context.Context, heard *answers, host Host) ([]netip.Addr, error) {
+	addrs, silent, err := g.askAgain(ctx, "ip", host.name+".")
+	if err == nil {
+		heard.remember(host, addrs)
 	}
-	if stale := g.answers.stale(host); stale != nil {
+	if !silent {
+		return addrs, err
+	}
+	if stale := heard.stale(host); stale != nil {
 		return stale, nil
 	}
 	return nil, err
 }
 
-const (
-	staleFor   = 10 * time.Minute // how long an answer serves when the resolver is silent
-	maxAnswers = 4096
-)
-
-// answers are what the resolver said last.
-type answers struct {
-	mu   sync.Mutex
-	last map[Host]answer // under mu
-}
-
-type answer struct {
-	addrs []netip.Addr
-	at    time.Time
-}
-
-func (a *answers) keep(host Host, addrs []netip.Addr) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.last == nil || len(a.last) >= maxAnswers {
-		a.last = map[Host]answer{}
+// askAgain puts a question to the resolver again when no answer came: one lost
+// datagram must not be a failed connection. The first answer counts, whatever it
+// says. silent tells that none came.
+func (g *guard) askAgain(ctx context.Context, network, name string) (addrs []netip.Addr, silent bool, err error) {
+	for range resolveTries {
+		try, cancel := context.WithTimeout(ctx, g.resolve/resolveTries)
+		addrs, err = g.rules.Load().resolver.LookupNetIP(try, network, name)
+		cancel()
+		var dns *net.DNSError
+		silent = errors.Is(err, context.DeadlineExceeded) || errors.As(err, &dns) && dns.IsTimeout
+		if !silent || ctx.Err() != nil {
+			break
+		}
 	}
-	a.last[host] = answer{addrs, time.Now()}
-}
-
-// stale is the last answer for a host if it is not too old, or nil.
-func (a *answers) stale(host Host) []netip.Addr {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if last, ok := a.last[host]; ok && time.Since(last.at) < staleFor {
-		return last.addrs
-	}
-	return nil
+	return addrs, silent, err
 }
 
 // dial connects to the name: it resolves once, and classifies again what is
 // really connected to, just before it is.
-func (g *guard) dial(ctx context.Context, host Host, port uint16) (*net.TCPConn, error) {
-	addrs, err := g.lookup(ctx, host, port)
+func (g *guard) dial(ctx context.Context, heard *answers, host Host, port uint16) (*net.TCPConn, error) {
+	addrs, err := g.lookup(ctx, heard, host, port)
 	if err != nil {
 		return nil, err
 	}

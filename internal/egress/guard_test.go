@@ -127,7 +127,7 @@ func TestGuardLookup(t *testing.T) {
 		{"E187", "unknown.example", 443, ReasonResolveFailed},
 	}
 	for _, tt := range tests {
-		addrs, err := g.lookup(context.Background(), mustHost(t, tt.host), tt.port)
+		addrs, err := g.lookup(context.Background(), nil, mustHost(t, tt.host), tt.port)
 		got := ReasonOK
 		if err != nil {
 			got = dialReason(err)
@@ -173,7 +173,7 @@ func TestLossyResolver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if addrs, err := g.lookup(t.Context(), host, 443); err != nil || len(addrs) != 1 {
+	if addrs, err := g.lookup(t.Context(), nil, host, 443); err != nil || len(addrs) != 1 {
 		t.Errorf("got %v, %v", addrs, err)
 	}
 }
@@ -183,22 +183,22 @@ func TestLossyResolver(t *testing.T) {
 func TestResolverFallsSilent(t *testing.T) {
 	t.Parallel()
 	r := &lossy{}
-	g := testGuard(t, nil, func(c *Config) { c.Resolver, c.Limits.Resolve = r, 30*time.Millisecond })
+	g, heard := testGuard(t, nil, func(c *Config) { c.Resolver, c.Limits.Resolve = r, 30*time.Millisecond }), &answers{}
 	host := mustHost(t, "known.example.com")
-	if _, err := g.lookup(t.Context(), host, 443); err != nil {
+	if _, err := g.lookup(t.Context(), heard, host, 443); err != nil {
 		t.Fatal(err)
 	}
 	r.left.Store(100)
-	if addrs, err := g.lookup(t.Context(), host, 443); err != nil || len(addrs) != 1 {
+	if addrs, err := g.lookup(t.Context(), heard, host, 443); err != nil || len(addrs) != 1 {
 		t.Errorf("a known name: got %v, %v", addrs, err)
 	}
-	if _, err := g.lookup(t.Context(), mustHost(t, "new.example.com"), 443); dialReason(err) != ReasonResolveFailed {
+	if _, err := g.lookup(t.Context(), heard, mustHost(t, "new.example.com"), 443); dialReason(err) != ReasonResolveFailed {
 		t.Errorf("a new name: got %v", err)
 	}
 	next := *g.rules.Load()
 	next.refused = append(next.refused[:len(next.refused):len(next.refused)], netip.MustParsePrefix("203.0.113.0/24"))
 	g.rules.Store(&next)
-	if _, err := g.lookup(t.Context(), host, 443); dialReason(err) != ReasonAddressNotPublic {
+	if _, err := g.lookup(t.Context(), heard, host, 443); dialReason(err) != ReasonAddressNotPublic {
 		t.Errorf("an old answer that is not public any more: got %v", err)
 	}
 }
@@ -206,7 +206,7 @@ func TestResolverFallsSilent(t *testing.T) {
 func TestE187SilentResolver(t *testing.T) {
 	t.Parallel()
 	g := testGuard(t, nil, func(c *Config) { c.Resolver, c.Limits.Resolve = silent{}, 20*time.Millisecond })
-	_, err := g.dial(context.Background(), mustHost(t, "a.example"), 443)
+	_, err := g.dial(context.Background(), nil, mustHost(t, "a.example"), 443)
 	if dialReason(err) != ReasonResolveFailed {
 		t.Errorf("got %v", err)
 	}
@@ -220,7 +220,7 @@ func TestE178NoSecondLookup(t *testing.T) {
 	r.set("rebind.example", "203.0.113.9")
 	g := testGuard(t, r, nil)
 	host := mustHost(t, "rebind.example")
-	addrs, err := g.lookup(context.Background(), host, 1)
+	addrs, err := g.lookup(context.Background(), nil, host, 1)
 	if err != nil {
 		t.Fatal(err)
 	}

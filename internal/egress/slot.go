@@ -26,6 +26,7 @@ type state struct {
 	generation int64
 	names      *names
 	journal    *journal
+	answers    *answers // that the resolver gave last
 }
 
 // slot is a pair of namespaces that this process serves. Until it is claimed it

@@ -143,7 +143,7 @@ func (f *udpFlow) dial() (*net.UDPConn, error) {
 		}
 	} else {
 		var err error
-		if addrs, err = g.lookup(f.ctx, f.host, port); err != nil {
+		if addrs, err = g.lookup(f.ctx, f.st.answers, f.host, port); err != nil {
 			return nil, err
 		}
 	}

@@ -25,15 +25,21 @@ func notPublic() []netip.Prefix {
 		"224.0.0.0/4",      // multicast
 		"240.0.0.0/4",      // reserved, broadcast
 
-		"::/96",          // unspecified, loopback, v4-compatible
-		"64:ff9b:1::/48", // NAT64 of local use
-		"100::/64",       // discard
-		"2001::/32",      // Teredo
-		"2001:db8::/32",  // documentation
-		"fc00::/7",       // unique local; a cloud's metadata
-		"fe80::/10",      // link-local
-		"fec0::/10",      // site-local
-		"ff00::/8",       // multicast
+		"::/96",           // unspecified, loopback, v4-compatible
+		"::ffff:0:0:0/96", // v4-translated
+		"64:ff9b:1::/48",  // NAT64 of local use
+		"100::/64",        // discard
+		"2001::/32",       // Teredo
+		"2001:2::/48",     // benchmarking
+		"2001:10::/28",    // ORCHID, identifiers that are no addresses
+		"2001:20::/28",    // ORCHIDv2, the same
+		"2001:db8::/32",   // documentation
+		"3fff::/20",       // documentation
+		"5f00::/16",       // segment identifiers of SRv6
+		"fc00::/7",        // unique local; a cloud's metadata
+		"fe80::/10",       // link-local
+		"fec0::/10",       // site-local
+		"ff00::/8",        // multicast
 	)
 }
 

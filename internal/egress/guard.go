@@ -7,9 +7,12 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Resolver turns a name into addresses. *net.Resolver is one. It is asked with
@@ -48,6 +51,7 @@ type guard struct {
 	host    *hostNets
 	resolve time.Duration
 	connect time.Duration
+	nat64   translators
 }
 
 // mailPort is refused wherever no exemption names it: a machine that sends mail
@@ -78,10 +82,35 @@ func (g *guard) check(host Host, addr netip.Addr, port uint16) error {
 	if err != nil {
 		return &DialError{ReasonAddressNotPublic, err}
 	}
-	if !r.refused.public(addr) || !nets.public(addr) {
-		return &DialError{ReasonAddressNotPublic, fmt.Errorf("%s is not a public address", addr)}
+	for _, a := range g.nat64.reached(addr) {
+		if !r.refused.public(a) || !nets.public(a) {
+			return &DialError{ReasonAddressNotPublic, fmt.Errorf("%s is not a public address", addr)}
+		}
 	}
 	return nil
+}
+
+// checkRoute asks the kernel where a packet to the address would go, and refuses
+// what stays on the machine or on its own links. protocol is as in leadsOut.
+// errNoRoute is returned as it is: nothing would be sent, and whether that fails
+// a connection is the caller's to say.
+func (g *guard) checkRoute(host Host, addr netip.Addr, protocol uint8, port uint16) error {
+	addr = addr.Unmap()
+	if !host.IsZero() && g.rules.Load().exempts(host, addr, port) {
+		return nil
+	}
+	// A translator on the host, or beside it, sends to the address inside. For
+	// that the host need not have a route itself.
+	for _, inner := range g.nat64.reached(addr)[1:] {
+		if err := g.host.kernel.leadsOut(inner, protocol, port); err != nil && !errors.Is(err, errNoRoute) {
+			return &DialError{ReasonAddressNotPublic, fmt.Errorf("%s, inside %s: %w", inner, addr, err)}
+		}
+	}
+	err := g.host.kernel.leadsOut(addr, protocol, port)
+	if err != nil && !errors.Is(err, errNoRoute) {
+		return &DialError{ReasonAddressNotPublic, err}
+	}
+	return err
 }
 
 // lookup resolves the name once. One address that is not public refuses the
@@ -92,6 +121,9 @@ func (g *guard) lookup(ctx context.Context, heard *answers, host Host, port uint
 	ctx, cancel := context.WithTimeout(ctx, g.resolve)
 	defer cancel()
 	addrs, err := g.ask(ctx, heard, host)
+	if err == nil {
+		addrs, err = g.withoutUnknown(ctx, addrs)
+	}
 	if err != nil {
 		return nil, &DialError{ReasonResolveFailed, err}
 	}
@@ -101,6 +133,9 @@ func (g *guard) lookup(ctx context.Context, heard *answers, host Host, port uint
 	out := make([]netip.Addr, 0, len(addrs))
 	for _, a := range addrs {
 		if err := g.check(host, a, port); err != nil {
+			return nil, err
+		}
+		if err := g.checkRoute(host, a, 0, port); err != nil && !errors.Is(err, errNoRoute) {
 			return nil, err
 		}
 		if a = a.Unmap(); !slices.Contains(out, a) {
@@ -183,7 +218,7 @@ func (g *guard) dialAny(ctx context.Context, host Host, addrs []netip.Addr, port
 
 // control is called with the address of each attempt just before connect.
 func (g *guard) control(host Host) func(context.Context, string, string, syscall.RawConn) error {
-	return func(_ context.Context, _, address string, _ syscall.RawConn) error {
+	return func(_ context.Context, network, address string, _ syscall.RawConn) error {
 		at, err := netip.ParseAddrPort(address)
 		if err != nil {
 			return &DialError{ReasonAddressNotPublic, err}
@@ -191,7 +226,14 @@ func (g *guard) control(host Host) func(context.Context, string, string, syscall
 		if err := g.check(host, at.Addr(), at.Port()); err != nil {
 			return err
 		}
-		return g.checkNow(host, at.Addr(), at.Port())
+		if err := g.checkNow(host, at.Addr(), at.Port()); err != nil {
+			return err
+		}
+		protocol := uint8(unix.IPPROTO_TCP)
+		if strings.HasPrefix(network, "udp") {
+			protocol = unix.IPPROTO_UDP
+		}
+		return g.checkRoute(host, at.Addr(), protocol, at.Port())
 	}
 }
 

@@ -20,6 +20,10 @@ type hostNets struct {
 	done  chan struct{}
 	link  *netlink.Handle // a socket that stays open, for questions at every connection
 
+	// kernel answers what no list of addresses can: what would be done with a
+	// packet.
+	kernel *kernelRoutes
+
 	mu   sync.Mutex // guards what follows
 	nets ranges
 	read time.Time
@@ -32,14 +36,19 @@ func newHostNets() (*hostNets, error) {
 	if err != nil {
 		return nil, fmt.Errorf("asking for the host's addresses: %w", err)
 	}
-	h := &hostNets{done: make(chan struct{}), link: link}
-	if _, err := h.current(); err != nil {
+	kernel, err := openKernelRoutes()
+	if err != nil {
 		link.Close()
+		return nil, err
+	}
+	h := &hostNets{done: make(chan struct{}), link: link, kernel: kernel}
+	if _, err := h.current(); err != nil {
+		h.close()
 		return nil, err
 	}
 	addrs, routes := make(chan netlink.AddrUpdate, 16), make(chan netlink.RouteUpdate, 16)
 	if err := netlink.AddrSubscribe(addrs, h.done); err != nil {
-		link.Close()
+		h.close()
 		return nil, fmt.Errorf("watching the host's addresses: %w", err)
 	}
 	if err := netlink.RouteSubscribe(routes, h.done); err != nil {
@@ -62,6 +71,7 @@ func newHostNets() (*hostNets, error) {
 func (h *hostNets) close() {
 	close(h.done)
 	h.link.Close()
+	h.kernel.close()
 }
 
 // addresses asks the kernel for the host's addresses and their subnets of this

@@ -140,7 +140,7 @@ func (c *clientConn) dial(ctx context.Context) (*net.TCPConn, error) {
 	if !c.host.IsZero() {
 		return g.dial(ctx, c.st.answers, c.host, c.port)
 	}
-	if _, err := g.withoutUnknown(ctx, []netip.Addr{c.addr}); err != nil {
+	if _, err := g.withoutUnknown(ctx, Host{}, []netip.Addr{c.addr}, c.port); err != nil {
 		return nil, &DialError{ReasonResolveFailed, err}
 	}
 	if err := g.check(Host{}, c.addr, c.port); err != nil {

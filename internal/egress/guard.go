@@ -121,18 +121,23 @@ func (g *guard) lookup(ctx context.Context, heard *answers, host Host, port uint
 	ctx, cancel := context.WithTimeout(ctx, g.resolve)
 	defer cancel()
 	addrs, err := g.ask(ctx, heard, host)
-	if err == nil {
-		addrs, err = g.withoutUnknown(ctx, addrs)
-	}
 	if err != nil {
 		return nil, &DialError{ReasonResolveFailed, err}
 	}
 	if len(addrs) == 0 || len(addrs) > maxAddresses {
 		return nil, &DialError{ReasonResolveFailed, fmt.Errorf("%d addresses in the answer", len(addrs))}
 	}
-	out := make([]netip.Addr, 0, len(addrs))
 	for _, a := range addrs {
 		if err := g.check(host, a, port); err != nil {
+			return nil, err
+		}
+	}
+	if addrs, err = g.withoutUnknown(ctx, host, addrs, port); err != nil {
+		return nil, &DialError{ReasonResolveFailed, err}
+	}
+	out := make([]netip.Addr, 0, len(addrs))
+	for _, a := range addrs {
+		if err := g.check(host, a, port); err != nil { // a translator may be known now
 			return nil, err
 		}
 		if err := g.checkRoute(host, a, 0, port); err != nil && !errors.Is(err, errNoRoute) {

@@ -40,9 +40,13 @@ type translators struct {
 }
 
 // reached are the addresses that a connection to a reaches: a itself first, and
-// what the translators of the operator's network take out of it.
+// the IPv4 addresses that translators take out of it, those of the operator's
+// network among them.
 func (t *translators) reached(a netip.Addr) []netip.Addr {
 	out := []netip.Addr{a}
+	if inner, ok := embedded(a); ok {
+		out = append(out, inner)
+	}
 	if known := t.known.Load(); known != nil && a.Is6() {
 		for _, p := range *known {
 			if p.Contains(a) {
@@ -115,13 +119,17 @@ func inPrefix(a netip.Addr, bits int) netip.Addr {
 }
 
 // withoutUnknown returns the addresses that can be judged: all, where it is known
-// which translators the network has, else those of IPv4.
-func (g *guard) withoutUnknown(ctx context.Context, addrs []netip.Addr) ([]netip.Addr, error) {
-	six := func(a netip.Addr) bool { return a.Is6() && !a.Is4In6() }
-	if !slices.ContainsFunc(addrs, six) || g.learnTranslators(ctx) {
+// which translators the network has, else those of IPv4, and what the operator
+// exempted.
+func (g *guard) withoutUnknown(ctx context.Context, host Host, addrs []netip.Addr, port uint16) ([]netip.Addr, error) {
+	rules := g.rules.Load()
+	open := func(a netip.Addr) bool {
+		return a.Is6() && !a.Is4In6() && (host.IsZero() || !rules.exempts(host, a, port))
+	}
+	if !slices.ContainsFunc(addrs, open) || g.learnTranslators(ctx) {
 		return addrs, nil
 	}
-	out := slices.DeleteFunc(slices.Clone(addrs), six)
+	out := slices.DeleteFunc(slices.Clone(addrs), open)
 	if len(out) == 0 {
 		return nil, errTranslatorsUnknown
 	}

@@ -100,10 +100,10 @@ func TestE192ResolverThatDoesNotSay(t *testing.T) {
 		g := &guard{resolve: 3 * time.Second}
 		g.rules.Store(&rules{resolver: r})
 		both := []netip.Addr{netip.MustParseAddr("2606:4700:4700::1111"), netip.MustParseAddr("1.1.1.1")}
-		if got, err := g.withoutUnknown(t.Context(), both); err != nil || !slices.Equal(got, both[1:]) {
+		if got, err := g.withoutUnknown(t.Context(), Host{}, both, 443); err != nil || !slices.Equal(got, both[1:]) {
 			t.Errorf("not known yet: %v %v", got, err)
 		}
-		if got, err := g.withoutUnknown(t.Context(), both[:1]); !errors.Is(err, errTranslatorsUnknown) {
+		if got, err := g.withoutUnknown(t.Context(), Host{}, both[:1], 443); !errors.Is(err, errTranslatorsUnknown) {
 			t.Errorf("IPv6 only, not known yet: %v %v", got, err)
 		}
 		if n := r.asked.Load(); n != resolveTries {
@@ -113,14 +113,14 @@ func TestE192ResolverThatDoesNotSay(t *testing.T) {
 		time.Sleep(translatorsRetry)
 		ended, cancel := context.WithCancel(t.Context())
 		cancel() // the answer is everybody's
-		if got, err := g.withoutUnknown(ended, both); err != nil || len(got) != 2 {
+		if got, err := g.withoutUnknown(ended, Host{}, both, 443); err != nil || len(got) != 2 {
 			t.Errorf("known: %v %v", got, err)
 		}
 		r.dumb.Store(true)
 		time.Sleep(translatorsAge)
 		before := r.asked.Load()
 		for range 3 {
-			if got, err := g.withoutUnknown(t.Context(), both); err != nil || len(got) != 2 {
+			if got, err := g.withoutUnknown(t.Context(), Host{}, both, 443); err != nil || len(got) != 2 {
 				t.Errorf("known before: %v %v", got, err)
 			}
 		}

@@ -125,8 +125,58 @@ func carriers(text string) []string {
 	return []string{"::ffff:" + text, six(12, 0, 0x64, 0xff, 0x9b), six(2, 0x20, 0x02)}
 }
 
+// routed are addresses of no range that is not public, and in no subnet of an
+// interface of the host: what makes them the machine's, or its neighbours', is a
+// route.
+func routed(s *stand) map[string]netlink.Route {
+	subnet := func(last int) string { return fmt.Sprintf("185.%d.%d", 100+s.index%100, last) }
+	onLink := func(dst string) netlink.Route {
+		return netlink.Route{Dst: mustNet(dst), LinkIndex: wanLink(), Scope: netlink.SCOPE_UNIVERSE, Table: unix.RT_TABLE_MAIN}
+	}
+	local := func(dst string) netlink.Route {
+		return netlink.Route{Dst: mustNet(dst), LinkIndex: 1, Type: unix.RTN_LOCAL, Scope: netlink.SCOPE_HOST, Table: unix.RT_TABLE_LOCAL}
+	}
+	six := fmt.Sprintf("2a0d:0:%x", s.index)
+	return map[string]netlink.Route{
+		six + ":191::7":   onLink(six + ":191::/64"),    // a neighbour, where the host's own address is a /128
+		subnet(64) + ".7": onLink(subnet(64) + ".0/24"), // behind a tunnel
+		subnet(65) + ".7": local(subnet(65) + ".0/24"),  // AnyIP
+		six + ":192::7":   local(six + ":192::/64"),     // the same
+		subnet(66) + ".1": local(subnet(66) + ".1/32"),  // of a load balancer
+		six + ":193::1":   local(six + ":193::1/128"),   // the same
+	}
+}
+
+func mustNet(text string) *net.IPNet {
+	_, n, err := net.ParseCIDR(text)
+	if err != nil {
+		panic(err)
+	}
+	return n
+}
+
+// wanLink is the host's link to the internet.
+func wanLink() int {
+	l, err := netlink.LinkByName("wan0")
+	if err != nil {
+		panic(err)
+	}
+	return l.Attrs().Index
+}
+
+// below is an IPv4 address below a /96 of the stand's own, as a NAT64 has it.
+func (s *stand) below(inner string) netip.Addr {
+	b, v4 := s.address6(0).As16(), netip.MustParseAddr(inner).As4()
+	b[7] = 64
+	copy(b[12:], v4[:])
+	return netip.AddrFrom16(b)
+}
+
 func guardRefuses(t *testing.T, s *stand) {
 	const name, no = "g.example.com", "address_not_public"
+	s.answer(translatorName, func() ([]netip.Addr, error) {
+		return []netip.Addr{s.below("192.0.0.170"), s.below("192.0.0.171")}, nil
+	})
 	answer := func(c *attempt, addrs ...string) {
 		c.Helper()
 		s.resolves(name, addrs...)
@@ -199,6 +249,25 @@ func guardRefuses(t *testing.T, s *stand) {
 		}
 		answer(c, subnet+".1")
 		answer(c, subnet+".7")
+	})
+	s.try(t, "E191", func(c *attempt) {
+		for address, r := range routed(s) {
+			if err := netlink.RouteAdd(&r); err != nil {
+				c.Fatal(err)
+			}
+			answer(c, address)
+			answer(c, s.up.String(), address)
+			if err := netlink.RouteDel(&r); err != nil {
+				c.Error(err)
+			}
+		}
+	})
+	s.try(t, "E192", func(c *attempt) {
+		for _, a := range notPublic() {
+			answer(c, s.below(a).String())
+		}
+		s.resolves(name, s.below("8.8.8.8").String())
+		c.dialled(name, s.below("8.8.8.8").String())
 	})
 	s.try(t, "E183", func(c *attempt) { answer(c, "185.77.0.5") })
 	s.try(t, "E185", func(c *attempt) {

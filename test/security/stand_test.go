@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -211,16 +212,26 @@ func limited(hosts ...string) egress.Spec {
 	return egress.Spec{Mode: egress.ModeLimited, AllowedHosts: hosts}
 }
 
+// translatorName is what the guard asks to learn which NAT64 there is. The
+// internet has none, unless a stand says otherwise.
+const translatorName = "ipv4only.arpa"
+
 // LookupNetIP is the recording resolver. Every name is on the stand's part of
 // the internet, unless it was told another answer: a refused name could be
 // reached, if it was asked for.
 func (s *stand) LookupNetIP(_ context.Context, _, host string) ([]netip.Addr, error) {
 	s.mu.Lock()
-	s.asked = append(s.asked, host)
+	guards := host == translatorName+"." // the guard's own question
+	if !guards {
+		s.asked = append(s.asked, host)
+	}
 	answer := s.answers[strings.TrimSuffix(host, ".")]
 	s.mu.Unlock()
-	if answer != nil {
+	switch {
+	case answer != nil:
 		return answer()
+	case guards:
+		return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
 	}
 	return []netip.Addr{s.up}, nil
 }

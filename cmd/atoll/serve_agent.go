@@ -47,15 +47,20 @@ func (w *wiring) openTools(set *toolset.Toolset, rec control.SessionRecord) (age
 	if err != nil {
 		return nil, err
 	}
-	dial := func(source string) toolset.Dial {
+	client := func(source string) egress.Client {
 		meta := reach.Meta
 		meta.Source = source
-		return w.network.Dialer(egress.Client{ID: rec.ID, Source: source, Meta: meta, Policy: reach.Session})
+		return egress.Client{ID: rec.ID, Source: source, Meta: meta, Policy: reach.Session}
 	}
 	session := set.Open(toolset.SessionConfig{
 		ID: rec.ID, Box: sessionBox{w.sandboxes, control.Caller{Workspace: rec.Workspace, Kind: control.KeyAPI}, rec.ID},
 		Tools: a.Tools, MCPServers: a.MCPServers, Web: reach.Web,
-		DialWeb: dial(egress.SourceWebTool), DialMCP: dial(egress.SourceMCP),
+		DialWeb: w.network.Dialer(client(egress.SourceWebTool)), DialMCP: w.network.Dialer(client(egress.SourceMCP)),
+		RefuseWeb: func(address, list string) {
+			if err := w.network.Refuse(client(egress.SourceWebTool), address, list); err != nil {
+				w.log.Warn("recording a refusal of a web tool", "session_id", rec.ID, "error", err)
+			}
+		},
 	})
 	if !slices.ContainsFunc(a.Tools, func(tool api.Tool) bool { return tool.Toolset != nil && tool.Toolset.Type == api.ToolsetAgent }) {
 		return session, nil

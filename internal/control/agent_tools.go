@@ -2,6 +2,7 @@ package control
 
 import (
 	"fmt"
+	"net/netip"
 	"net/url"
 	"regexp"
 	"strings"
@@ -175,8 +176,8 @@ func resolveBuiltin(path string, p api.BuiltinParams, def api.ToolDefault) (api.
 	return c, err
 }
 
-// domains checks a list of plain hostnames, with a path behind where one is
-// allowed.
+// domains checks a list of plain hostnames or addresses, with a path behind where
+// one is allowed.
 func domains(path string, list api.Opt[[]string], withPath bool) ([]string, error) {
 	if list.Null {
 		return nil, badField(path, "Input should be a valid list")
@@ -192,7 +193,11 @@ func domains(path string, list api.Opt[[]string], withPath bool) ([]string, erro
 		if withPath {
 			host, _, _ = strings.Cut(entry, "/")
 		}
-		if _, err := egress.Canonical(host); err != nil || len(entry) > 2048 {
+		_, err := egress.Canonical(host)
+		if addr, ip := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")); ip == nil && addr.Zone() == "" {
+			err = nil
+		}
+		if err != nil || len(entry) > 2048 {
 			return nil, badField(fmt.Sprintf("%s[%d]", path, i), `Entries must be plain hostnames like "docs.example.com"`)
 		}
 	}

@@ -56,11 +56,45 @@ func (g *Gateway) Dialer(c Client) func(ctx context.Context, network, address st
 //
 // Without a network of this id and without a policy it returns ErrNotFound.
 func (g *Gateway) DialContext(ctx context.Context, c Client, network, address string) (net.Conn, error) {
-	if c.Source != SourceWebTool && c.Source != SourceMCP {
-		return nil, fmt.Errorf("dialling for %q: no such source", c.Source)
-	}
 	if network != "tcp" && network != "tcp4" && network != "tcp6" {
 		return nil, fmt.Errorf("dialling over %q: tcp only", network)
+	}
+	conn, err := g.newClientConn(c, address)
+	if err != nil {
+		return nil, err
+	}
+	if err := conn.open(ctx); err != nil {
+		return nil, err
+	}
+	return conn, nil
+}
+
+// Refuse records that a user of the policy did not connect to address
+// ("host:port") because a rule of its own forbids it. Nothing is resolved and
+// nothing is dialled. If the session's policy refuses the address too, the
+// record has the policy's reason; otherwise the reason is name_not_allowed, and
+// rule says whose it was. Errors are those of [Gateway.DialContext] that are no
+// refusals.
+func (g *Gateway) Refuse(c Client, address, rule string) error {
+	conn, err := g.newClientConn(c, address)
+	if err != nil {
+		return err
+	}
+	if conn.st, err = g.clientState(c); err != nil {
+		return err
+	}
+	v := conn.decide(conn.st)
+	if v.reason == ReasonOK {
+		v = verdict{reason: ReasonNameNotAllowed, rule: rule}
+	}
+	conn.record(Record{Reason: v.reason, Rule: v.rule})
+	return nil
+}
+
+// newClientConn reads where a client wants to go.
+func (g *Gateway) newClientConn(c Client, address string) (*clientConn, error) {
+	if c.Source != SourceWebTool && c.Source != SourceMCP {
+		return nil, fmt.Errorf("dialling for %q: no such source", c.Source)
 	}
 	name, digits, err := net.SplitHostPort(address)
 	if err != nil {
@@ -75,9 +109,6 @@ func (g *Gateway) DialContext(ctx context.Context, c Client, network, address st
 		conn.addr = addr
 	} else if conn.host, err = Canonical(name); err != nil {
 		conn.claimed = InvalidHost
-	}
-	if err := conn.open(ctx); err != nil {
-		return nil, err
 	}
 	return conn, nil
 }

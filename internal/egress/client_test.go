@@ -67,6 +67,51 @@ func TestE205Clients(t *testing.T) {
 	}
 }
 
+// What the server refuses by a rule of its own is recorded, and nothing is
+// resolved or dialled for it. The policy's own reason comes first.
+func TestE205RefusedUndialled(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "ok.example.com")
+	g := w.gateway(nil)
+	limited := mustCompile(t, Spec{Mode: ModeLimited, AllowedHosts: []string{"ok.example.com"}})
+	open := mustCompile(t, Spec{Mode: ModeUnrestricted})
+	for i, tt := range []struct {
+		address string
+		policy  *Policy
+		want    Record
+	}{
+		{"ok.example.com:443", limited, Record{Host: "ok.example.com", DestPort: 443, Reason: ReasonNameNotAllowed, Rule: "blocked_domains"}},
+		{"no.example.com:443", limited, Record{Host: "no.example.com", DestPort: 443, Reason: ReasonNameNotAllowed}},
+		{"ok.example.com:22", limited, Record{Host: "ok.example.com", DestPort: 22, Reason: ReasonPortNotAllowed}},
+		{"203.0.113.7:80", limited, Record{DestAddress: "203.0.113.7", DestPort: 80, Reason: ReasonNoMapping}},
+		{"any.example.com:80", open, Record{Host: "any.example.com", DestPort: 80, Reason: ReasonNameNotAllowed, Rule: "blocked_domains"}},
+		{"203.0.113.7:80", open, Record{DestAddress: "203.0.113.7", DestPort: 80, Reason: ReasonNameNotAllowed, Rule: "blocked_domains"}},
+		{"[2606:4700:4700::1111]:443", open, Record{DestAddress: "2606:4700:4700::1111", DestPort: 443, Reason: ReasonNameNotAllowed, Rule: "blocked_domains"}},
+		{"bad name:80", open, Record{ClaimedHost: InvalidHost, DestPort: 80, Reason: ReasonNameNotAllowed}},
+	} {
+		id := fmt.Sprintf("refused%d", i)
+		if err := g.Refuse(Client{ID: id, Source: SourceWebTool, Meta: Meta{SessionID: id}, Policy: tt.policy}, tt.address, "blocked_domains"); err != nil {
+			t.Errorf("%s: %v", tt.address, err)
+			continue
+		}
+		rs, err := g.Records(id, Filter{})
+		if err != nil || len(rs) != 1 {
+			t.Errorf("%s: records %+v %v", tt.address, rs, err)
+			continue
+		}
+		got := Record{Host: rs[0].Host, ClaimedHost: rs[0].ClaimedHost, DestAddress: rs[0].DestAddress, DestPort: rs[0].DestPort, Reason: rs[0].Reason, Rule: rs[0].Rule}
+		if got != tt.want || rs[0].Verdict != VerdictRefused || rs[0].Source != SourceWebTool || rs[0].DialedAddress != "" {
+			t.Errorf("%s: %+v, want %+v", tt.address, rs[0], tt.want)
+		}
+	}
+	if asked := w.resolver.questions(); len(asked) != 0 {
+		t.Errorf("the resolver was asked for %q", asked)
+	}
+	if err := g.Refuse(Client{ID: "none", Source: SourceWebTool}, "ok.example.com:443", ""); !errors.Is(err, ErrNotFound) {
+		t.Errorf("without a network: %v", err)
+	}
+}
+
 // A client's connections are under the network's policy of the moment, opened,
 // suspended or neither, and end with what allowed them.
 func TestClientFollowsPolicy(t *testing.T) {

@@ -108,6 +108,8 @@ var badAgents = []struct{ name, body, message string }{
 	{"both lists", builtin(`{"name":"web_fetch","allowed_domains":["a.example.com"],"blocked_domains":["b.example.com"]}`), "tools[0].configs[0]: allowed_domains and blocked_domains cannot be combined"},
 	{"empty domains", builtin(`{"name":"web_fetch","allowed_domains":[]}`), "tools[0].configs[0].allowed_domains: List should have between 1 and 64 items; omit the field for none"},
 	{"domain with path", builtin(`{"name":"web_fetch","allowed_domains":["example.com/x"]}`), `tools[0].configs[0].allowed_domains[0]: Entries must be plain hostnames like "docs.example.com"`},
+	{"address with port", builtin(`{"name":"web_fetch","blocked_domains":["203.0.113.5:80"]}`), `tools[0].configs[0].blocked_domains[0]: Entries must be plain hostnames like "docs.example.com"`},
+	{"address with zone", builtin(`{"name":"web_fetch","blocked_domains":["fe80::1%eth0"]}`), `tools[0].configs[0].blocked_domains[0]: Entries must be plain hostnames like "docs.example.com"`},
 	{"domain with scheme", builtin(`{"name":"web_search","allowed_domains":["https://example.com"]}`), `tools[0].configs[0].allowed_domains[0]: Entries must be plain hostnames like "docs.example.com"`},
 	{"tokens", builtin(`{"name":"web_fetch","max_content_tokens":0}`), "tools[0].configs[0].max_content_tokens: Input should be between 1 and 2147483647"},
 	{"tokens float", builtin(`{"name":"web_fetch","max_content_tokens":1.5}`), "tools[0].configs[0].max_content_tokens: Input should be a valid integer"},

@@ -116,6 +116,16 @@ func (w *world) dial(source string, policy *egress.Policy) toolset.Dial {
 	return dialer(w.gateway, source, policy)
 }
 
+// refuse records what the tool did not dial, as the server does for a session.
+func (w *world) refuse(t *testing.T, policy *egress.Policy) func(address, list string) {
+	return func(address, list string) {
+		err := w.gateway.Refuse(egress.Client{ID: "sesn_test", Source: egress.SourceWebTool, Meta: egress.Meta{SessionID: "sesn_test"}, Policy: policy}, address, list)
+		if err != nil {
+			t.Errorf("recording that %s was refused: %v", address, err)
+		}
+	}
+}
+
 func dialer(gateway *egress.Gateway, source string, policy *egress.Policy) toolset.Dial {
 	return gateway.Dialer(egress.Client{ID: "sesn_test", Source: source, Meta: egress.Meta{SessionID: "sesn_test", Source: source}, Policy: policy})
 }

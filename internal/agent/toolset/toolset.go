@@ -141,4 +141,9 @@ type SessionConfig struct {
 	Web *egress.Policy
 	// DialWeb and DialMCP make the connections; nil means that none is made.
 	DialWeb, DialMCP Dial
+	// RefuseWeb is told of "host:port" to which web_fetch was asked to go and did
+	// not: the policy, or the tool's list of that name ("allowed_domains" or
+	// "blocked_domains"; empty: the policy), is against it. It must not connect.
+	// Nil means that nobody wants to know.
+	RefuseWeb func(address, list string)
 }

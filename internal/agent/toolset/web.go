@@ -11,7 +11,6 @@ import (
 	"mime"
 	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
@@ -20,7 +19,6 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/net/html/charset"
-	"golang.org/x/net/idna"
 
 	"github.com/atoll-run/atoll/api"
 	"github.com/atoll-run/atoll/internal/egress"
@@ -58,34 +56,41 @@ const (
 type site struct {
 	policy           *egress.Policy
 	allowed, blocked []string
-	// refused is told of "host:port" where the policy does not let the tool go.
-	// It may be nil.
-	refused func(address string)
+	// refused is told of "host:port" where the tool may not go, and of the list of
+	// the tool that says so; the list is empty where the policy does. It may be nil.
+	refused func(address, list string)
 }
 
-// deny is check's refusal by the policy.
-func (s site) deny(host string, port int, format string, args ...any) error {
+// The tool's lists, as refusals name them.
+const (
+	listAllowed = "allowed_domains"
+	listBlocked = "blocked_domains"
+)
+
+// deny is check's refusal.
+func (s site) deny(host string, port int, list, format string, args ...any) error {
 	if s.refused != nil {
-		s.refused(net.JoinHostPort(host, strconv.Itoa(port)))
+		s.refused(net.JoinHostPort(host, strconv.Itoa(port)), list)
 	}
 	return refuse(codeNotAllowed, format, args...)
 }
 
 // target reads an address and decides whether the tool may go there. The host
-// in what it returns is in canonical form. The port is the last word of the
-// dial guard; this is what is known before.
+// and the path in what it returns are in canonical form. The port is the last
+// word of the dial guard; this is what is known before.
 func (s site) target(raw string) (*url.URL, error) {
 	if len(raw) > maxURL {
 		return nil, refuse(codeInput, "the URL is longer than %d bytes", maxURL)
 	}
 	u, err := url.Parse(strings.TrimSpace(raw))
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil {
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.Opaque != "" {
 		return nil, refuse(codeInput, "the URL has to be an http or https address without credentials")
 	}
 	return u, s.check(u)
 }
 
-// check decides about an address and writes its host canonically.
+// check decides about an address and writes its host and its path canonically:
+// what is compared is what is sent.
 func (s site) check(u *url.URL) error {
 	port := 443
 	if u.Scheme == "http" {
@@ -98,51 +103,53 @@ func (s site) check(u *url.URL) error {
 		}
 		port = n
 	}
-	name := u.Hostname()
+	host, err := parseWebHost(u.Hostname())
 	if s.policy == nil || s.policy.Mode() == egress.ModeLimited && len(s.policy.Spec().AllowedHosts) == 0 {
-		return s.deny(name, port, "this session's environment allows no web hosts")
+		return s.deny(u.Hostname(), port, "", "this session's environment allows no web hosts")
 	}
-	if addr, err := netip.ParseAddr(name); err == nil {
-		if s.policy.Mode() != egress.ModeUnrestricted || len(s.allowed) > 0 || addr.Zone() != "" {
-			return s.deny(name, port, "%s is not an allowed web host", addr)
-		}
-		return nil
-	}
-	ascii, err := idna.Lookup.ToASCII(strings.TrimSuffix(name, "."))
-	if err != nil {
-		ascii = name // names with an underscore are none for idna
-	}
-	host, err := egress.Canonical(ascii)
 	if err != nil {
 		return refuse(codeInput, "the URL has no valid host name: %v", err)
 	}
-	u.Host = host.String()
-	if u.Port() == "" && (u.Scheme == "https" && port != 443 || u.Scheme == "http" && port != 80) {
-		u.Host = net.JoinHostPort(host.String(), strconv.Itoa(port))
+	plain := plainPath(u.EscapedPath())
+	if u.Path != "" {
+		if u.Path, err = url.PathUnescape(plain); err != nil {
+			return refuse(codeInput, "the URL has no valid path")
+		}
+		u.RawPath = plain
 	}
-	switch _, ok := s.policy.Allows(host, port); {
-	case !ok:
-		return s.deny(host.String(), port, "%s (port %d) is not in the allowed_hosts of this session's environment", host, port)
-	case len(s.allowed) > 0 && !listed(s.allowed, host.String(), u.EscapedPath()):
-		return refuse(codeNotAllowed, "%s is not in the tool's allowed_domains", host)
-	case listed(s.blocked, host.String(), u.EscapedPath()):
-		return refuse(codeNotAllowed, "%s is in the tool's blocked_domains", host)
+	if host.isAddr() {
+		if s.policy.Mode() != egress.ModeUnrestricted || host.addr.Zone() != "" {
+			return s.deny(host.addr.String(), port, "", "%s is not an allowed web host", host.addr)
+		}
+		return s.checkLists(host.addr.String(), host, port, plain)
 	}
-	return nil
+	u.Host = host.name.String()
+	if u.Scheme == "https" && port != 443 || u.Scheme == "http" && port != 80 {
+		u.Host = net.JoinHostPort(host.name.String(), strconv.Itoa(port))
+	}
+	if _, ok := s.policy.Allows(host.name, port); !ok {
+		return s.deny(host.name.String(), port, "", "%s (port %d) is not in the allowed_hosts of this session's environment", host.name, port)
+	}
+	return s.checkLists(host.name.String(), host, port, plain)
 }
 
-// listed tells whether a host is one of the domains or below one. A domain may
-// have a path behind it, which the address then begins with.
-func listed(domains []string, host, path string) bool {
-	return slices.ContainsFunc(domains, func(domain string) bool {
-		name, prefix, _ := strings.Cut(domain, "/")
-		name = strings.ToLower(strings.TrimSuffix(name, "."))
-		if host != name && !strings.HasSuffix(host, "."+name) {
-			return false
-		}
-		prefix = strings.TrimSuffix("/"+prefix, "/")
-		return prefix == "" || path == prefix || strings.HasPrefix(path, prefix+"/")
-	})
+// checkLists decides by the tool's own lists.
+func (s site) checkLists(shown string, host webHost, port int, plain string) error {
+	allowed, err := parseEntries(s.allowed)
+	if err != nil {
+		return s.deny(shown, port, listAllowed, "the tool's allowed_domains cannot be read: %v", err)
+	}
+	blocked, err := parseEntries(s.blocked)
+	if err != nil {
+		return s.deny(shown, port, listBlocked, "the tool's blocked_domains cannot be read: %v", err)
+	}
+	switch {
+	case len(allowed) > 0 && !allowedBy(allowed, host, plain):
+		return s.deny(shown, port, listAllowed, "%s is not in the tool's allowed_domains", shown)
+	case blockedBy(blocked, host, plain):
+		return s.deny(shown, port, listBlocked, "%s is in the tool's blocked_domains", shown)
+	}
+	return nil
 }
 
 // fetch runs web_fetch.
@@ -155,23 +162,12 @@ func (s *Session) fetch(ctx context.Context, call Call, config api.ToolConfig) (
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.toolset.fetchTime)
 	defer cancel()
-	at := site{s.cfg.Web, config.AllowedDomains, config.BlockedDomains, func(address string) { s.record(ctx, address) }}
+	at := site{s.cfg.Web, config.AllowedDomains, config.BlockedDomains, s.cfg.RefuseWeb}
 	page, err := s.get(ctx, at, in.URL)
 	if err != nil {
 		return s.webFailure(ctx, api.ToolWebFetch, err), nil
 	}
 	return s.show(ctx, call, page, config.MaxContentTokens), nil
-}
-
-// record leaves a refusal in the session's decisions: the guard, which refuses
-// the same, keeps them.
-func (s *Session) record(ctx context.Context, address string) {
-	if s.cfg.DialWeb == nil {
-		return
-	}
-	if conn, err := s.cfg.DialWeb(ctx, "tcp", address); err == nil {
-		_ = conn.Close() // the policy has been widened meanwhile
-	}
 }
 
 // page is what a server answered.

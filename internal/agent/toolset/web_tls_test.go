@@ -76,7 +76,7 @@ func TestFetchTLS(t *testing.T) {
 	w, roots := newTLSWorld(t, mux, []string{"web.example.com", "other.example.com", "blocked.example.com"}, []string{"wrong.example.com"})
 	policy := compile(t, egress.Spec{Mode: egress.ModeLimited, AllowedHosts: []string{"web.example.com", "other.example.com", "wrong.example.com"}})
 	session := func(config toolset.Config) *toolset.Session {
-		return open(t, config, toolset.SessionConfig{Tools: agentToolset(), Web: policy, DialWeb: w.dial(egress.SourceWebTool, policy)})
+		return open(t, config, toolset.SessionConfig{Tools: agentToolset(), Web: policy, DialWeb: w.dial(egress.SourceWebTool, policy), RefuseWeb: w.refuse(t, policy)})
 	}
 	s, short, stranger := session(toolset.Config{Roots: roots}), session(toolset.Config{Roots: roots, FetchTime: time.Second}), session(toolset.Config{})
 	const web = "https://web.example.com"

@@ -8,6 +8,8 @@ LDFLAGS     := -s -w -X main.version=$(VERSION)
 # gVisor re-executes the server's binary in a chroot: it has to be static.
 GO_BUILD    := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
 FUZZTIME    ?= 30s
+MUTATIONS   ?= 40
+SEED        ?= 1
 TEST_FLAGS  ?=
 # Packages that the race detector can take. It needs cgo and makes test binaries dynamic, which rules out what
 # holds gVisor: the engine, the binary, and what drives them.
@@ -17,7 +19,7 @@ RACE        := ./api/... ./internal/control/... ./internal/egress/... ./internal
 help: ## print this help
 	@echo "Atoll $(VERSION). Usage: make TARGET"; echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo; echo "Variables: FUZZTIME=$(FUZZTIME), TEST_FLAGS (for go test), VERSION"
+	@echo; echo "Variables: FUZZTIME=$(FUZZTIME), MUTATIONS=$(MUTATIONS), SEED=$(SEED), TEST_FLAGS (for go test), VERSION"
 
 .PHONY: setup
 setup: ## install what the host lacks (apt-get), or say what is missing
@@ -65,6 +67,10 @@ bench: root build ## timings beside raw runsc, runc and podman, installs in a ch
 .PHONY: fuzz
 fuzz: generate ## run every fuzz target for FUZZTIME each
 	@FUZZTIME=$(FUZZTIME) scripts/fuzz
+
+.PHONY: mutate
+mutate: root generate ## break the code in MUTATIONS places and more, and print what no test noticed (root)
+	go run ./test/mutate -n $(MUTATIONS) -seed $(SEED)
 
 .PHONY: lint
 lint: generate ## gofmt, go vet, staticcheck

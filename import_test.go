@@ -54,7 +54,9 @@ var house = map[string]struct{ imports, tests []string }{
 	"test/security/prober":      {imports: []string{"test/security/prober/wire"}},
 	"test/security/prober/wire": {},
 	"test/bench":                {imports: anything, tests: anything},
-	"test/scriptedmodel":        {imports: []string{"internal/agent/modeltest"}},
+	// mutate changes source files and runs tests; it knows nothing of what they do.
+	"test/mutate":        {},
+	"test/scriptedmodel": {imports: []string{"internal/agent/modeltest"}},
 }
 
 // anything marks the packages that join the others.

@@ -20,7 +20,9 @@ const module = "github.com/atoll-run/atoll"
 // Changing the table is a change of design; docs/ARCHITECTURE.md says why it
 // is as it is.
 var house = map[string]struct{ imports, tests []string }{
-	"api":                          {},
+	"api": {},
+	// outbound makes every HTTP client, for whoever asks other servers; it knows nothing of this module.
+	"internal/outbound":            {},
 	"internal/sandbox":             {},
 	"internal/sandbox/sandboxtest": {imports: []string{"internal/sandbox"}},
 	"internal/sandbox/gvisor":      {imports: []string{"internal/sandbox", "internal/sandbox/gvisor/guest/wire"}, tests: []string{"internal/sandbox/sandboxtest"}},
@@ -30,7 +32,7 @@ var house = map[string]struct{ imports, tests []string }{
 	"internal/sandbox/gvisor/guest":      {imports: []string{"internal/sandbox/gvisor/guest/wire", "internal/sandbox/gvisor/guest/tools"}},
 	"internal/sandbox/gvisor/guest/wire": {},
 	"internal/egress":                    {},
-	"internal/image":                     {},
+	"internal/image":                     {imports: []string{"internal/outbound"}},
 	"internal/control":                   {imports: []string{"api", "internal/sandbox", "internal/egress", "internal/image"}, tests: []string{"internal/store"}},
 	// looptest plays an agent loop for tests.
 	"internal/control/looptest": {imports: []string{"api", "internal/control"}},
@@ -39,11 +41,11 @@ var house = map[string]struct{ imports, tests []string }{
 	"internal/httpapi":          {imports: []string{"api", "internal/control", "internal/sandbox", "internal/egress"}, tests: []string{"internal/store", "internal/httpapi/wiretest", "internal/control/looptest"}},
 	// wiretest holds replies to the official OpenAPI document.
 	"internal/httpapi/wiretest": {},
-	"internal/agent":            {imports: []string{"api", "internal/control", "internal/agent/toolset"}, tests: []string{"internal/store", "internal/agent/modeltest", "internal/httpapi/wiretest"}},
+	"internal/agent":            {imports: []string{"api", "internal/control", "internal/agent/toolset", "internal/outbound"}, tests: []string{"internal/store", "internal/agent/modeltest", "internal/httpapi/wiretest"}},
 	// modeltest is a scripted model; it is given from outside, so it knows nothing of this module.
 	"internal/agent/modeltest": {},
 	// toolset runs tool calls; it knows nothing of sessions' records or of who may do what.
-	"internal/agent/toolset": {imports: []string{"api", "internal/sandbox", "internal/egress"}},
+	"internal/agent/toolset": {imports: []string{"api", "internal/sandbox", "internal/egress", "internal/outbound"}},
 	"cmd/atoll":              {imports: anything, tests: anything},
 	"test/e2e":               {tests: anything},
 	// clients brings official clients of other languages to the tests.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/atoll-run/atoll/internal/httpapi"
+	"github.com/atoll-run/atoll/internal/outbound"
 	"github.com/atoll-run/atoll/internal/store"
 )
 
@@ -50,13 +51,14 @@ func (f dataFlag) administer(ctx context.Context, io *streams, asked func(*clien
 
 // socketClient speaks to a server's admin socket.
 func socketClient(socket string) *client {
+	transport := outbound.Transport()
+	transport.Proxy = nil
+	transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}
 	return &client{
 		base: &url.URL{Scheme: "http", Host: "admin"},
-		http: &http.Client{Transport: &http.Transport{
-			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-			},
-		}},
+		http: outbound.New(outbound.Config{Transport: transport}),
 	}
 }
 

@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"github.com/coder/websocket"
+
+	"github.com/atoll-run/atoll/internal/outbound"
 )
 
 // clientFlags say which server to talk to, and with which key.
@@ -44,7 +46,7 @@ func (f clientFlags) client(io *streams) (*client, error) {
 		}
 		key = strings.TrimSpace(string(content))
 	}
-	return &client{base: base, key: key, http: &http.Client{}}, nil
+	return &client{base: base, key: key, http: outbound.New(outbound.Config{})}, nil
 }
 
 // wireError is the error body of every route.

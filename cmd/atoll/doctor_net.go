@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/atoll-run/atoll/internal/image"
+	"github.com/atoll-run/atoll/internal/outbound"
 )
 
 // registry is where one of the host's own package managers downloads from.
@@ -88,10 +89,7 @@ func checkRegistries(ctx context.Context) (string, error) {
 	if len(all) == 0 {
 		return "", fmt.Errorf("no package manager of this host names one: %w", errSkip)
 	}
-	client := &http.Client{
-		Timeout:       20 * time.Second,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
+	client := outbound.New(outbound.Config{Timeout: 20 * time.Second})
 	words, failures := make([]string, len(all)), make([]error, len(all))
 	var asked sync.WaitGroup
 	for i, r := range all {
@@ -121,7 +119,10 @@ func answers(ctx context.Context, client *http.Client, address string) error {
 		return err
 	}
 	res, err := client.Do(req)
-	if err != nil {
+	switch {
+	case outbound.Refused(err) != nil:
+		return nil // a redirect is an answer too
+	case err != nil:
 		return err
 	}
 	return res.Body.Close()

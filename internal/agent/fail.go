@@ -12,6 +12,7 @@ import (
 	"github.com/anthropics/anthropic-sdk-go/v2"
 
 	"github.com/atoll-run/atoll/api"
+	"github.com/atoll-run/atoll/internal/outbound"
 )
 
 // failure is why a model request did not succeed, in the words of the wire.
@@ -30,6 +31,9 @@ func classify(err error) failure {
 	switch {
 	case errors.As(err, &answered):
 		return classifyAnswer(answered)
+	case outbound.Refused(err) != nil:
+		return failure{kind: api.ErrorModelRequest, message: "The model's endpoint answered " + strconv.Itoa(outbound.Refused(err).Status) +
+			" and points to another address, to which no conversation is sent."}
 	case errors.Is(err, errSilent), errors.Is(err, errCut):
 		return failure{kind: api.ErrorModelRequest, message: "The model's " + strings.TrimPrefix(err.Error(), "the model ") + ".", retry: true}
 	case errors.Is(err, context.DeadlineExceeded):

@@ -15,6 +15,7 @@ import (
 
 	"github.com/atoll-run/atoll/api"
 	"github.com/atoll-run/atoll/internal/agent/toolset"
+	"github.com/atoll-run/atoll/internal/outbound"
 )
 
 // ModelConfig says where models are and how they are asked.
@@ -64,14 +65,15 @@ func NewClient(c ModelConfig) (*Client, error) {
 	if c.MaxTokens >= c.ContextWindow {
 		return nil, fmt.Errorf("model: max_tokens (%d) must be less than context_window (%d)", c.MaxTokens, c.ContextWindow)
 	}
+	transport := outbound.Transport()
+	transport.MaxIdleConns, transport.MaxIdleConnsPerHost, transport.ResponseHeaderTimeout = 0, 64, c.Silence
 	options := []option.RequestOption{
 		option.WithoutEnvironmentDefaults(), option.WithoutOpenTelemetry(), option.WithBaseURL(c.BaseURL),
 		// The loop tries again by itself, so that clients see it.
 		option.WithMaxRetries(0),
-		option.WithHTTPClient(&http.Client{Transport: &http.Transport{
-			Proxy: http.ProxyFromEnvironment, MaxIdleConnsPerHost: 64, IdleConnTimeout: 90 * time.Second,
-			ResponseHeaderTimeout: c.Silence, ForceAttemptHTTP2: true,
-		}}),
+		// The key and the whole conversation go to this endpoint, and nowhere that
+		// it may point to.
+		option.WithHTTPClient(outbound.New(outbound.Config{Transport: transport})),
 	}
 	switch {
 	case c.Key != "" && c.KeyHeader:

@@ -19,6 +19,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/atoll-run/atoll/internal/outbound"
 )
 
 // baseFormat is part of every digest: raise it when what a declaration means has changed.
@@ -395,7 +397,7 @@ func (t *Templates) source(ctx context.Context, d Declaration, cas []Authority, 
 		if err != nil {
 			return nil, err
 		}
-		got, err := pullOCI(ctx, d.OCI, runtime.GOARCH, t.cache, scratch, rootfs, transport, p)
+		got, err := pullOCI(ctx, d.OCI, runtime.GOARCH, t.cache, scratch, rootfs, outbound.Guard(transport, outbound.Downloads), p)
 		if err != nil {
 			return nil, err
 		}
@@ -407,14 +409,15 @@ func (t *Templates) source(ctx context.Context, d Declaration, cas []Authority, 
 			return nil, err
 		}
 		m.Source = "tarball sha256:" + d.Tarball.SHA256
-		m.Warnings, err = unpackTarball(ctx, d.Tarball, t.cache, scratch, rootfs, &http.Client{Transport: transport}, p)
+		m.Warnings, err = unpackTarball(ctx, d.Tarball, t.cache, scratch, rootfs, outbound.New(outbound.Config{Transport: transport, Redirects: outbound.Downloads}), p)
 		return nil, err
 	}
 }
 
-// transport is the default one, which also trusts the configured authorities.
+// transport connects as all clients of the server do, and also trusts the
+// configured authorities.
 func (t *Templates) transport() (http.RoundTripper, error) {
-	tr := http.DefaultTransport.(*http.Transport).Clone()
+	tr := outbound.Transport()
 	if t.extraCA == "" {
 		return tr, nil
 	}

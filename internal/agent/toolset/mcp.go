@@ -19,6 +19,7 @@ import (
 
 	"github.com/atoll-run/atoll/api"
 	"github.com/atoll-run/atoll/internal/egress"
+	"github.com/atoll-run/atoll/internal/outbound"
 )
 
 // The limits of what an MCP server may say and how long it may take.
@@ -140,6 +141,8 @@ func (m *server) failure(ctx context.Context, w *wire, doing string, err error) 
 	switch {
 	case status == http.StatusUnauthorized || status == http.StatusForbidden:
 		e.Auth, e.Err = true, fmt.Errorf("%s: the server answered %d", doing, status)
+	case outbound.Refused(err) != nil:
+		e.Err = fmt.Errorf("%s: %w", doing, outbound.Refused(err))
 	case dialled != nil:
 		e.Err = fmt.Errorf("%s: the connection was not made (%s)", doing, dialled.Reason)
 	case status != 0 && status != http.StatusOK && status != http.StatusAccepted:
@@ -283,12 +286,7 @@ type wire struct {
 }
 
 func (w *wire) client() *http.Client {
-	return &http.Client{Transport: w, CheckRedirect: func(req *http.Request, via []*http.Request) error {
-		if len(via) > 3 || req.URL.Scheme != via[0].URL.Scheme || req.URL.Host != via[0].URL.Host {
-			return errors.New("the server redirects to another host")
-		}
-		return nil
-	}}
+	return outbound.New(outbound.Config{Transport: w, Redirects: outbound.SameOrigin})
 }
 
 // RoundTrip implements http.RoundTripper.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/atoll-run/atoll/api"
+	"github.com/atoll-run/atoll/internal/outbound"
 	"github.com/atoll-run/atoll/internal/sandbox"
 )
 
@@ -43,7 +44,7 @@ func New(cfg Config) (*Toolset, error) {
 		search := cfg.Search.withDefaults()
 		t.search = &search
 		// A redirect would carry the operator's headers elsewhere.
-		t.searchClient = &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+		t.searchClient = outbound.New(outbound.Config{})
 	}
 	return t, nil
 }

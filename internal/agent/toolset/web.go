@@ -22,6 +22,7 @@ import (
 
 	"github.com/atoll-run/atoll/api"
 	"github.com/atoll-run/atoll/internal/egress"
+	"github.com/atoll-run/atoll/internal/outbound"
 )
 
 // The limits of one fetch.
@@ -187,18 +188,18 @@ func (s *Session) get(ctx context.Context, at site, raw string) (page, error) {
 	if s.cfg.DialWeb == nil {
 		return page{}, refuse(codeUnavailable, "this server makes no web connections")
 	}
-	client := &http.Client{
-		Transport: transport(s.cfg.DialWeb, s.toolset.roots),
-		CheckRedirect: func(req *http.Request, via []*http.Request) error {
-			if len(via) > maxRedirects {
+	client := outbound.New(outbound.Config{
+		Transport: transport(s.cfg.DialWeb, s.toolset.roots), Redirects: outbound.Pages,
+		Check: func(next *http.Request, followed int) error {
+			if followed >= maxRedirects {
 				return refuse(codeUnreachable, "more than %d redirects", maxRedirects)
 			}
-			if req.URL.Scheme != "http" && req.URL.Scheme != "https" || req.URL.User != nil {
+			if next.URL.Scheme != "http" && next.URL.Scheme != "https" || next.URL.User != nil {
 				return refuse(codeNotAllowed, "a redirect to what is no web address")
 			}
-			return at.check(req.URL)
+			return at.check(next.URL)
 		},
-	}
+	})
 	defer client.CloseIdleConnections()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {

@@ -28,6 +28,9 @@ func (f fixedHosts) LookupNetIP(ctx context.Context, network, host string) ([]ne
 	return f.Resolver.LookupNetIP(ctx, network, host)
 }
 
+// HostResolver is what egress.RecordResolver asks for.
+func (f fixedHosts) HostResolver() *net.Resolver { return f.Resolver }
+
 // resolver is how the gateway turns names into addresses; nil when nothing but
 // the host's own resolver is wanted.
 func (e *EgressConfig) resolver() (egress.Resolver, error) {

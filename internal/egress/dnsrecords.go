@@ -3,6 +3,7 @@ package egress
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"runtime/debug"
@@ -13,7 +14,9 @@ import (
 
 // RecordResolver is a [Resolver] that answers more than addresses. Under mode
 // unrestricted the stub asks it for the MX, TXT, SRV and NS records of a name;
-// without one it says that there are none. *net.Resolver is one.
+// without one it says that there are none. *net.Resolver is one. One that wraps a
+// *net.Resolver has a method HostResolver that returns it, so that aliases in its
+// answers are seen.
 type RecordResolver interface {
 	LookupMX(ctx context.Context, name string) ([]*net.MX, error)
 	LookupTXT(ctx context.Context, name string) ([]string, error)
@@ -26,6 +29,7 @@ const (
 	maxUDPAnswer = 512 // plain DNS; a client that wants more asks over TCP
 	maxTCPAnswer = 65535
 	maxRecords   = 100
+	maxAliases   = 16 // of one name
 )
 
 // recordQuestion is a question that the stub asks anew: its answer holds names
@@ -75,7 +79,54 @@ func (s *slot) asksAnew(message []byte) (recordQuestion, RecordResolver, bool) {
 		s.record(st, Record{Host: q.host.name, Protocol: "dns", Reason: ReasonBlocklisted})
 		return q, nil, false
 	}
+	searched, err := searchDomains(s.gateway.guard.resolvConf)
+	if err == nil {
+		err = checkRecordName(q.host, searched)
+	}
+	if err != nil {
+		s.refuseRecords(q, err)
+		return q, nil, false
+	}
 	return q, resolver, true
+}
+
+// refuseRecords records that a question is not asked, or its answer not given.
+func (s *slot) refuseRecords(q recordQuestion, err error) {
+	s.gateway.log.Debug("egress: DNS records are not given", "host", q.host.name, "error", err.Error())
+	if st := s.state.Load(); st != nil {
+		s.record(st, Record{Host: q.host.name, Protocol: "dns", Reason: dialReason(err)})
+	}
+}
+
+// publicRecords asks for the records of a name in a public zone. The name may be
+// an alias, of a name in a public zone.
+func (s *slot) publicRecords(ctx context.Context, resolver RecordResolver, q recordQuestion) ([]dnsmessage.ResourceBody, error) {
+	g := s.gateway.guard
+	if err := g.checkZone(ctx, &s.zones, resolver, q.host); err != nil {
+		return nil, err
+	}
+	seen := &seenNames{}
+	records, err := lookUpRecords(ctx, seen.watch(resolver), q.question.Type, q.host)
+	aliases, ok := seen.beside(q.host)
+	if !ok || len(aliases) > maxAliases {
+		return nil, &DialError{ReasonNameNotAllowed, fmt.Errorf("an answer has a name that is none, or %d of them", len(aliases))}
+	}
+	searched, unread := searchDomains(g.resolvConf)
+	if unread != nil && len(aliases) > 0 {
+		return nil, &DialError{ReasonNameNotAllowed, unread}
+	}
+	for _, alias := range aliases {
+		if g.rules.Load().blocked.has(alias) {
+			return nil, &DialError{ReasonBlocklisted, fmt.Errorf("%s stands for %s", q.host, alias)}
+		}
+		if err := checkRecordName(alias, searched); err != nil {
+			return nil, err
+		}
+		if err := g.checkZone(ctx, &s.zones, resolver, alias); err != nil {
+			return nil, err
+		}
+	}
+	return records, err
 }
 
 // lookUp asks and encodes the answer in at most limit bytes. One lookup too many
@@ -95,7 +146,16 @@ func (s *slot) lookUp(q recordQuestion, resolver RecordResolver, limit int) (rep
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, s.gateway.config.Limits.Resolve)
 	defer cancel()
-	records, err := lookUpRecords(ctx, resolver, q.question.Type, q.host)
+	records, err := s.publicRecords(ctx, resolver, q)
+	var refused *DialError
+	switch {
+	case !errors.As(err, &refused):
+	case refused.Reason == ReasonResolveFailed: // of the zone's servers
+		return q.reply(dnsmessage.RCodeServerFailure, nil, limit)
+	default:
+		s.refuseRecords(q, refused)
+		return q.reply(dnsmessage.RCodeSuccess, nil, limit)
+	}
 	var dns *net.DNSError
 	if err != nil && len(records) == 0 && !(errors.As(err, &dns) && dns.IsNotFound) {
 		return q.reply(dnsmessage.RCodeServerFailure, nil, limit)

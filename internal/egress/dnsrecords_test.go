@@ -64,6 +64,7 @@ func (f fakeRecords) LookupNS(_ context.Context, name string) ([]*net.NS, error)
 func TestE260Records(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
+	w.resolver.set("ns.example.com", "203.0.113.53")
 	g := w.gateway(func(c *Config) {
 		c.Resolver = fakeRecords{w.resolver}
 		c.BlockHosts = []string{"blocked.example.com"}

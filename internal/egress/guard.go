@@ -52,6 +52,8 @@ type guard struct {
 	resolve time.Duration
 	connect time.Duration
 	nat64   translators
+
+	resolvConf string // the file that has the host's search domains
 }
 
 // mailPort is refused wherever no exemption names it: a machine that sends mail
@@ -63,7 +65,7 @@ func newGuard(c Config, host *hostNets) (*guard, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &guard{host: host, resolve: c.Limits.Resolve, connect: c.Limits.Connect}
+	g := &guard{host: host, resolve: c.Limits.Resolve, connect: c.Limits.Connect, resolvConf: resolvConf}
 	g.rules.Store(r)
 	return g, nil
 }

@@ -47,6 +47,7 @@ type slot struct {
 	dnsRate  *rate.Limiter
 	udpRate  *rate.Limiter   // bytes of flows that are not answered
 	lookups  chan struct{}   // one for each DNS question that is being asked anew
+	zones    zoneVerdicts    // about the names of such questions
 	ctx      context.Context // ends when the slot is closed
 	cancel   context.CancelFunc
 	running  sync.WaitGroup

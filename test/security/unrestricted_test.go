@@ -359,8 +359,24 @@ func openNames(t *testing.T, s *stand) {
 				c.Errorf("type %s: %s, want %s", kind, got, want)
 			}
 		}
-		c.asked(anyName)
+		c.asked(anyName, "ns.example.com")
 		c.note("asked anew by the server")
+	})
+	s.try(t, "E262", func(c *attempt) {
+		s.resolves("ns.inside.example.com", "10.0.0.53")
+		for name, reason := range map[string]string{
+			"db.internal": "name_not_allowed", "printer.local": "name_not_allowed", "1.0.0.10.in-addr.arpa": "name_not_allowed", "intranet": "name_not_allowed",
+			"vault.service.consul": "name_not_allowed", "inside.example.com": "address_not_public", "deep.inside.example.com": "address_not_public",
+		} {
+			for _, kind := range []dnsmessage.Type{dnsmessage.TypeMX, dnsmessage.TypeSRV, dnsmessage.TypeNS, dnsmessage.TypeTXT} {
+				m := s.ask(c, stub, question(c, name, kind))
+				if m == nil || len(m.Answers)+len(m.Additionals)+len(m.Authorities) != 0 || m.RCode != dnsmessage.RCodeSuccess {
+					c.Errorf("%s, type %s: %+v, want no data", name, kind, m)
+				}
+			}
+			c.decided("dns " + reason + " " + name)
+		}
+		c.asked("inside.example.com", "deep.inside.example.com", "ns.inside.example.com")
 	})
 }
 
@@ -378,6 +394,9 @@ func (s *stand) LookupSRV(_ context.Context, _, _, name string) (string, []*net.
 
 func (s *stand) LookupNS(_ context.Context, name string) ([]*net.NS, error) {
 	s.question(name)
+	if strings.HasSuffix(name, "inside.example.com.") { // a zone of the operator's own
+		return []*net.NS{{Host: "ns.inside.example.com."}}, nil
+	}
 	return []*net.NS{{Host: "ns.example.com."}, {Host: "10.0.0.5."}}, nil
 }
 

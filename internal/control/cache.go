@@ -18,10 +18,13 @@ const cleanupEvery = 10 * time.Minute
 
 // CacheLayer is one package layer in the cache, for the operator.
 type CacheLayer struct {
-	Key       string    `json:"key"`
-	Manager   string    `json:"manager"`
-	Entries   []string  `json:"entries"`
+	Key     string   `json:"key"`
+	Manager string   `json:"manager"`
+	Entries []string `json:"entries"`
+	// SizeBytes is what it takes on the disk, in whole blocks, and Inodes how
+	// many files, directories and links it has: quotas count both.
 	SizeBytes int64     `json:"size_bytes"`
+	Inodes    int64     `json:"inodes"`
 	Users     int       `json:"users"`   // environments that refer to it
 	Mounted   bool      `json:"mounted"` // a sandbox stands on it now
 	Hits      int64     `json:"hits"`
@@ -39,7 +42,7 @@ type CacheTemplate struct {
 type CacheState struct {
 	Layers     []CacheLayer    `json:"layers"`
 	Templates  []CacheTemplate `json:"templates"`
-	SizeBytes  int64           `json:"size_bytes"` // of the layers
+	SizeBytes  int64           `json:"size_bytes"` // of the layers, in whole blocks
 	QuotaBytes int64           `json:"quota_bytes"`
 	// Downloads are what package managers downloaded, kept for later installs.
 	Downloads image.DownloadUsage `json:"downloads"`
@@ -67,6 +70,10 @@ type TemplateVersions interface {
 type Cache struct {
 	Store   BuildStore
 	Builder *image.Builder
+	// Workspaces lists them, to find one by its name; the store does.
+	Workspaces interface {
+		ListWorkspaces(ctx context.Context) ([]Workspace, error)
+	}
 	// Templates are cleaned up with the layers that stand on them.
 	Templates TemplateVersions
 	// Builds under way use templates that no record names yet; nil without a server.
@@ -98,8 +105,8 @@ func (c *Cache) State(ctx context.Context) (CacheState, error) {
 	}
 	out := CacheState{Layers: make([]CacheLayer, 0, len(usage)), QuotaBytes: c.quota()}
 	for _, u := range usage {
-		out.SizeBytes += u.SizeBytes
-		out.Layers = append(out.Layers, CacheLayer{Key: u.Key, Manager: u.Manager, Entries: u.Entries, SizeBytes: u.SizeBytes,
+		out.SizeBytes += u.AllocatedBytes
+		out.Layers = append(out.Layers, CacheLayer{Key: u.Key, Manager: u.Manager, Entries: u.Entries, SizeBytes: u.AllocatedBytes, Inodes: u.Inodes,
 			Users: users[u.Key], Mounted: u.Mounted, Hits: u.Hits, CreatedAt: u.CreatedAt, LastUsed: u.LastUsed})
 	}
 	versions, err := c.Templates.Versions()
@@ -147,7 +154,7 @@ func (c *Cache) prune(ctx context.Context, quota int64) (CachePruned, error) {
 		return out, fmt.Errorf("listing layers: %w", err)
 	}
 	for _, u := range usage {
-		quota -= u.SizeBytes
+		quota -= u.AllocatedBytes
 	}
 	old, err := c.Templates.Prune(ctx, func() (map[string]bool, error) {
 		_, bases, err := c.users(ctx)
@@ -168,7 +175,7 @@ func (c *Cache) prune(ctx context.Context, quota int64) (CachePruned, error) {
 // version.
 func (c *Cache) users(ctx context.Context) (layers, bases map[string]int, err error) {
 	layers, bases = map[string]int{}, map[string]int{}
-	err = c.Store.ReferencedLayers(ctx, func(base string, keys []string) error {
+	err = c.Store.ReferencedLayers(ctx, func(_, base string, keys []string) error {
 		bases[base]++
 		for _, key := range keys {
 			layers[key]++

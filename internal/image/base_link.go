@@ -56,8 +56,7 @@ func likeDirectory(src, dst string) error {
 	if err != nil {
 		return err
 	}
-	c := treeCopy{dst: dst}
-	return c.attributes("", &st, attrs)
+	return setAttributes(unix.AT_FDCWD, dst, &st, attrs)
 }
 
 // putFiles puts a declaration's files into a root. What is there is replaced, not written: it may be another

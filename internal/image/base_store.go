@@ -360,9 +360,14 @@ func envList(env map[string]string) []string {
 
 // treeSize is the disk space of a tree, hard links counted once.
 func treeSize(dir string) (int64, error) {
-	var total int64
+	total, _, err := treeRoom(dir)
+	return total, err
+}
+
+// treeRoom tells how many bytes of blocks and how many inodes a tree takes.
+func treeRoom(dir string) (total, inodes int64, err error) {
 	linked := map[uint64]bool{}
-	err := filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+	err = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -375,11 +380,11 @@ func treeSize(dir string) (int64, error) {
 			return nil
 		}
 		linked[st.Ino] = true
-		total += st.Blocks * 512
+		total, inodes = total+st.Blocks*512, inodes+1
 		return nil
 	})
 	if err != nil {
-		return 0, fmt.Errorf("measuring the tree: %w", err)
+		return 0, 0, fmt.Errorf("measuring the tree: %w", err)
 	}
-	return total, nil
+	return total, inodes, nil
 }

@@ -33,6 +33,10 @@ type BuilderConfig struct {
 	// Backoff holds the pauses before the attempts after the first, when a
 	// registry did not answer; each is varied by a quarter. Nil means 1, 4, 15 s.
 	Backoff []time.Duration
+	// Reserve is how many bytes stay free on the file system of LayersDir: a
+	// layer that would take them is not made. Zero means a twentieth of the file
+	// system, at most 1 GiB.
+	Reserve int64
 	// Downloads keeps what managers download, for later installs. Nil keeps nothing.
 	Downloads *Downloads
 	// Logger gets causes that callers do not see. Nil discards.
@@ -97,6 +101,7 @@ func NewBuilder(cfg BuilderConfig) (*Builder, error) {
 	if err != nil {
 		return nil, err
 	}
+	store.reserve = cfg.Reserve
 	b := &Builder{cfg: cfg, store: store, slots: make(chan struct{}, cfg.MaxParallel),
 		jobs: map[string]*job{}, failed: map[string]*failedBefore{}, listings: map[string][]installed{}}
 	b.life, b.stop = context.WithCancel(context.Background())
@@ -122,7 +127,7 @@ func (b *Builder) Hold(keys []string) (dirs []string, release func(), err error)
 // Paused returns the failure that an automatic request would get without an
 // attempt, and when that ends; nil if it would be tried, or needs no install.
 func (b *Builder) Paused(req Request) (*Failure, time.Time) {
-	steps := Plan(req.Base, req.Packages, func(s Step) int64 { return b.epoch(s, req.Fresh) })
+	steps := plan(req.Base, req.Packages, req.Generation, func(s Step) int64 { return b.epoch(s, req.Fresh) })
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, s := range steps {
@@ -159,6 +164,10 @@ func (b *Builder) Prune(ctx context.Context, inUse func() (map[string]bool, erro
 type Request struct {
 	Base     *Base
 	Packages Packages
+	// Generation is part of the keys of all layers: a request never gets one
+	// that was made for another generation. 0 is that of all layers of versions
+	// which had none.
+	Generation int64
 	// Fresh builds every layer again, under a new epoch, although layers that
 	// would do are there.
 	Fresh bool

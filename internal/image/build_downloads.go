@@ -1,9 +1,24 @@
 package image
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"time"
 )
+
+// keepingTime bounds how long downloads of one install are read and copied: the
+// builder stays until then.
+const keepingTime = 2 * time.Minute
+
+// origin says where the job's builder stands.
+func (j *job) origin() origin {
+	below := noLayer
+	if j.step.Parent != "" {
+		below = j.step.Parent
+	}
+	return origin{Base: j.base.Digest, Below: below, Manager: j.step.Manager, Names: cacheNames(j.step.Manager, j.specs)}
+}
 
 // offered gathers what the download cache has for the list. Without a cache, or
 // with one that fails, everything is downloaded: nothing else changes.
@@ -11,7 +26,7 @@ func (j *job) offered() *view {
 	if j.b.cfg.Downloads == nil || j.plain {
 		return nil
 	}
-	v, err := j.b.cfg.Downloads.view(j.base.Digest, j.step.Manager, cacheNames(j.step.Manager, j.specs))
+	v, err := j.b.cfg.Downloads.view(j.origin())
 	if err != nil {
 		j.b.cfg.Logger.Warn("the download cache is left out", "key", j.step.Key, "error", err)
 		return nil
@@ -45,6 +60,8 @@ func (j *job) checkDownloads(v *view, tree string) error {
 // keepDownloads puts what the install downloaded into the cache. The layer does
 // not depend on it.
 func (j *job) keepDownloads(in *install, tree string) {
+	ctx, cancel := context.WithTimeout(j.b.life, keepingTime)
+	defer cancel()
 	d, find := j.b.cfg.Downloads, recipes[j.step.Manager].wanted
 	if d == nil || find == nil {
 		return
@@ -53,7 +70,7 @@ func (j *job) keepDownloads(in *install, tree string) {
 	if err == nil {
 		want := find(&in.witness, root)
 		root.Close()
-		err = d.take(j.base.Digest, j.step.Manager, cacheNames(j.step.Manager, j.specs), tree, in.offered, want)
+		err = d.take(ctx, j.origin(), tree, in.offered, want)
 	}
 	if err != nil {
 		j.b.cfg.Logger.Warn("downloads are not kept", "key", j.step.Key, "error", err)

@@ -127,10 +127,19 @@ func cancelled(manager string) *Failure {
 	return &Failure{Manager: manager, Kind: KindCancelled, Index: -1, ExitCode: -1, Tail: []string{}, Message: manager + ": the build was cancelled"}
 }
 
+// internal tells of an error in which no tool's words say what happened.
 func (j *job) internal(err error) *Failure {
 	f := &Failure{Manager: j.step.Manager, Kind: KindInternal, Index: -1, ExitCode: -1, Attempts: j.attempts, Tail: []string{}, cause: err,
 		Message: j.step.Manager + ": the build failed inside the server; its log tells why"}
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+	var tree *treeError
+	switch {
+	case errors.As(err, &tree):
+		f.Kind, f.Message = KindInstallError, j.step.Manager+": "+tree.Error()
+	case errors.Is(err, errSandboxRoom):
+		f.Kind, f.Message = KindDiskFull, j.step.Manager+": what the install left takes more room than the disk of a build has"
+	case errors.Is(err, errHostReserve):
+		f.Kind, f.Message = KindDiskFull, j.step.Manager+": the server's disk has no room for what the install left: the rest of it is kept free"
+	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT):
 		f.Kind, f.Message = KindDiskFull, j.step.Manager+": the server's disk is full"
 	}
 	return f
@@ -193,7 +202,16 @@ func (j *job) attempt(ctx context.Context, start time.Time) (_ *Layer, failed *F
 	if err := j.b.store.commit(ctx, l, upper, topFirst(dirs), j.log.Text()); err != nil {
 		return fail(nil, nil, err)
 	}
-	j.say(fmt.Sprintf("installed %d packages, %d files, %.1f MB in %.1f s", len(added), l.Files, float64(l.SizeBytes)/1e6, float64(l.Took)/1e3))
+	fresh := 0
+	for _, v := range added {
+		if !v.present {
+			fresh++
+		}
+	}
+	if fresh < len(added) {
+		j.say(fmt.Sprintf("%d of the listed packages were there already", len(added)-fresh))
+	}
+	j.say(fmt.Sprintf("installed %d packages, %d files, %.1f MB in %.1f s", fresh, l.Files, float64(l.SizeBytes)/1e6, float64(l.Took)/1e3))
 	return l, nil
 }
 

@@ -66,7 +66,7 @@ func newRun(b *Builder, req Request) *Run {
 	r := &Run{b: b, req: req, done: make(chan struct{})}
 	r.ctx, r.cancel = context.WithCancel(b.life)
 	r.status = Status{Status: StateQueued, Layers: []LayerStatus{}, StartedAt: b.cfg.Now().UTC()}
-	for _, s := range Plan(req.Base, req.Packages, nil) {
+	for _, s := range plan(req.Base, req.Packages, req.Generation, nil) {
 		r.status.Layers = append(r.status.Layers, LayerStatus{Manager: s.Manager, State: StateQueued, Packages: []PackageVersion{}})
 	}
 	if req.Watch != nil {
@@ -187,7 +187,7 @@ func (r *Run) chain() ([]Layer, error) {
 	parent := ""
 	for i := range r.status.Layers {
 		m := r.status.Layers[i].Manager // set once, before the run began
-		step := newStep(r.req.Base, m, normalList(r.req.Packages.List(m)), parent)
+		step := newStep(r.req.Base, r.req.Generation, m, normalList(r.req.Packages.List(m)), parent)
 		step.setEpoch(r.b.epoch(step, r.req.Fresh))
 		start := r.b.cfg.Now()
 		l, hit, err := r.layer(i, step, below)

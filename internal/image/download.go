@@ -1,8 +1,8 @@
 package image
 
 import (
+	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,8 +28,12 @@ const blobGrace = 10 * time.Minute
 type DownloadsConfig struct {
 	// Dir holds the cache. Required. Several servers may share it.
 	Dir string
-	// Quota bounds the files together, in bytes. Zero means DefaultDownloadQuota.
+	// Quota bounds what the cache takes on the disk, in bytes of whole blocks;
+	// for each 16 KiB of it there may be one file. Zero means DefaultDownloadQuota.
 	Quota int64
+	// Reserve is how many bytes stay free on the file system of Dir: what would
+	// take them is not kept. Zero means a twentieth of it, at most 1 GiB.
+	Reserve int64
 	// Logger is told of damaged files. Nil discards.
 	Logger *slog.Logger
 	// Now is the clock. Nil means time.Now.
@@ -43,28 +47,45 @@ type DownloadsConfig struct {
 // Nothing that an install script writes is ever used by another build. Files
 // are named by the SHA-256 of their content. One gets in only if its digest was
 // stated by the registry's index and known to the server before any package
-// code ran in that sandbox, and its content has this digest. It is read again
-// in full before each use, and reaches a builder as a read-only lower layer. The
+// code ran in that sandbox, and its content has this digest. Where layers of
+// packages lay below the sandbox, their code may have spoken for the manager:
+// what came from there is offered only to sandboxes on exactly these layers. A
+// file is read again in full before each use, and reaches a builder as a read-only lower layer. The
 // manager, or its recipe, then holds it against what the index says now.
 // Methods may be called at the same time.
 type Downloads struct {
-	dir   string
-	quota int64
-	log   *slog.Logger
-	now   func() time.Time
+	dir     string
+	quota   int64
+	reserve int64
+	log     *slog.Logger
+	now     func() time.Time
 
 	mu sync.Mutex // one change at a time
 }
 
+// origin says in what builder something was downloaded, or is wanted.
+type origin struct {
+	Base string `json:"base"` // digest of the template version: another's tools may keep files elsewhere
+	// Below is the key of the topmost layer under the builder, or noLayer. Code
+	// of the packages in such layers may have lied about digests, so that what
+	// was downloaded above them is for builders above them only.
+	Below   string   `json:"below"`
+	Manager string   `json:"manager"`
+	Names   []string `json:"names"` // the packages that were listed, without versions
+}
+
+// noLayer is the Below of builders that stand on the template alone. It is not
+// empty: records of old versions have none, and where they come from is unknown.
+const noLayer = "none"
+
 // fill is what one list downloaded: a record of the cache.
 type fill struct {
-	Base    string     `json:"base"` // digest of the template version: another's tools may keep files elsewhere
-	Manager string     `json:"manager"`
-	Names   []string   `json:"names"` // the packages that were listed, without versions
-	Files   []fillFile `json:"files"`
+	origin
+	Files []fillFile `json:"files"`
 
 	path string
 	used time.Time
+	size int64 // of the record itself, in bytes
 }
 
 // fillFile is one downloaded file: where the manager looks for it in a builder,
@@ -77,14 +98,15 @@ type fillFile struct {
 
 // DownloadUsage is what the cache holds.
 type DownloadUsage struct {
-	Files      int   `json:"files"`
+	Files int `json:"files"`
+	// SizeBytes is what files and records take on the disk, in whole blocks.
 	SizeBytes  int64 `json:"size_bytes"`
 	QuotaBytes int64 `json:"quota_bytes"`
 }
 
 // OpenDownloads opens the cache and makes its directory if it is absent.
 func OpenDownloads(cfg DownloadsConfig) (*Downloads, error) {
-	d := &Downloads{dir: cfg.Dir, quota: cfg.Quota, log: cfg.Logger, now: cfg.Now}
+	d := &Downloads{dir: cfg.Dir, quota: cfg.Quota, reserve: cfg.Reserve, log: cfg.Logger, now: cfg.Now}
 	if d.quota <= 0 {
 		d.quota = DefaultDownloadQuota
 	}
@@ -106,18 +128,19 @@ func (d *Downloads) blob(sum string) string { return filepath.Join(d.dir, "blobs
 
 // keep records what a list downloaded. Files whose content is in the cache
 // already are only named.
-func (d *Downloads) keep(base, manager string, names []string, files []fillFile) error {
+func (d *Downloads) keep(from origin, files []fillFile) error {
 	if len(files) == 0 {
 		return nil
 	}
-	f := fill{Base: base, Manager: manager, Names: slices.Sorted(slices.Values(names)), Files: files}
+	f := fill{origin: from, Files: files}
+	f.Names = slices.Sorted(slices.Values(from.Names))
 	text, err := json.Marshal(f)
 	if err != nil {
 		return fmt.Errorf("recording downloads: %w", err)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	id := hashFields(append([]string{base, manager}, f.Names...)...)
+	id := hashFields(append([]string{f.Base, f.Below, f.Manager}, f.Names...)...)
 	if err := writeWhole(filepath.Join(d.dir, "records", id), text); err != nil {
 		return fmt.Errorf("recording downloads: %w", err)
 	}
@@ -140,30 +163,37 @@ func writeWhole(path string, content []byte) error {
 	return os.Rename(temp.Name(), path)
 }
 
-// store copies content into the cache and returns its name, if check finds that
-// the copy is what the index states.
-func (d *Downloads) store(content io.Reader, limit int64, check func(path string) error) (sum string, size int64, err error) {
+// errNoRoom: a download is not kept because it takes too much.
+var errNoRoom = errors.New("it takes more room than there is for downloads")
+
+// store copies content of the size into the cache. Its SHA-256 is known: a copy
+// that has another one is not kept.
+func (d *Downloads) store(ctx context.Context, content io.Reader, size int64, want string) error {
+	blobs, err := os.Open(filepath.Join(d.dir, "blobs"))
+	if err != nil {
+		return fmt.Errorf("keeping a download: %w", err)
+	}
+	defer blobs.Close()
+	if err := hostHasRoom(int(blobs.Fd()), d.reserve, blocksOf(size)); err != nil {
+		return fmt.Errorf("keeping a download: %w", err)
+	}
 	temp, err := os.CreateTemp(filepath.Join(d.dir, "blobs"), ".new-")
 	if err != nil {
-		return "", 0, fmt.Errorf("keeping a download: %w", err)
+		return fmt.Errorf("keeping a download: %w", err)
 	}
 	defer os.Remove(temp.Name())
 	own := sha256.New()
-	size, err = io.Copy(io.MultiWriter(own, temp), io.LimitReader(content, limit+1))
+	n, err := io.Copy(io.MultiWriter(own, temp), contextReader{ctx, io.LimitReader(content, size+1)})
 	if err := errors.Join(err, temp.Chmod(0o644), temp.Close()); err != nil {
-		return "", 0, fmt.Errorf("keeping a download: %w", err)
+		return fmt.Errorf("keeping a download: %w", err)
 	}
-	if size > limit {
-		return "", 0, errors.New("keeping a download: it is larger than the cache may be")
+	if n != size || hexSum(own) != want {
+		return errNotTaken // it changed while it was read
 	}
-	sum = hex.EncodeToString(own.Sum(nil))
-	if err := check(temp.Name()); err != nil {
-		return "", 0, err
+	if err := os.Rename(temp.Name(), d.blob(want)); err != nil {
+		return fmt.Errorf("keeping a download: %w", err)
 	}
-	if err := os.Rename(temp.Name(), d.blob(sum)); err != nil {
-		return "", 0, fmt.Errorf("keeping a download: %w", err)
-	}
-	return sum, size, nil
+	return nil
 }
 
 // records reads all records, the most recently used first. One that cannot be
@@ -188,11 +218,12 @@ func (d *Downloads) records() ([]fill, error) {
 			return nil, fmt.Errorf("reading the download cache: %w", err)
 		}
 		if err := json.Unmarshal(text, &f); err != nil || !f.sound() {
-			d.log.Warn("removing a damaged record of downloads", "record", e.Name())
+			// Also one of an old version, which does not say where it comes from.
+			d.log.Warn("removing a record of downloads that is damaged or of an old version", "record", e.Name())
 			_ = os.Remove(f.path) // it is read again otherwise
 			continue
 		}
-		f.used = info.ModTime()
+		f.used, f.size = info.ModTime(), info.Size()
 		out = append(out, f)
 	}
 	slices.SortFunc(out, func(a, b fill) int { return b.used.Compare(a.used) })
@@ -201,6 +232,9 @@ func (d *Downloads) records() ([]fill, error) {
 
 // sound reports whether a record can be what this program wrote.
 func (f *fill) sound() bool {
+	if f.Below != noLayer && !layerKey.MatchString(f.Below) {
+		return false
+	}
 	for _, file := range f.Files {
 		if !filepath.IsLocal(file.Path) || !layerKey.MatchString(file.SHA256) || file.Size < 0 {
 			return false
@@ -219,7 +253,16 @@ func (d *Downloads) Usage() (DownloadUsage, error) {
 	for _, e := range entries {
 		if info, err := e.Info(); err == nil && layerKey.MatchString(e.Name()) {
 			out.Files++
-			out.SizeBytes += info.Size()
+			out.SizeBytes += blocksOf(info.Size())
+		}
+	}
+	records, err := os.ReadDir(filepath.Join(d.dir, "records"))
+	if err != nil {
+		return out, fmt.Errorf("reading the download cache: %w", err)
+	}
+	for _, e := range records {
+		if info, err := e.Info(); err == nil {
+			out.SizeBytes += blocksOf(info.Size())
 		}
 	}
 	return out, nil
@@ -249,21 +292,23 @@ func (d *Downloads) shrink(quota int64) (gone DownloadUsage, err error) {
 		return gone, err
 	}
 	named := map[string]bool{}
-	var total int64
+	var total, inodes int64
 	for _, f := range records {
-		var more int64
+		more, moreInodes := blocksOf(f.size), int64(1)
+		own := map[string]bool{}
 		for _, file := range f.Files {
-			if !named[file.SHA256] {
-				more += file.Size
+			if !named[file.SHA256] && !own[file.SHA256] {
+				more, moreInodes = more+blocksOf(file.Size), moreInodes+1
+				own[file.SHA256] = true
 			}
 		}
-		if total+more > quota {
+		if total+more > quota || inodes+moreInodes > inodeQuota(quota) {
 			if err := os.Remove(f.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return gone, fmt.Errorf("pruning downloads: %w", err)
 			}
 			continue
 		}
-		total += more
+		total, inodes = total+more, inodes+moreInodes
 		for _, file := range f.Files {
 			named[file.SHA256] = true
 		}
@@ -274,14 +319,14 @@ func (d *Downloads) shrink(quota int64) (gone DownloadUsage, err error) {
 	}
 	for _, e := range entries {
 		info, err := e.Info()
-		if named[e.Name()] || err != nil || quota > 0 && d.now().Sub(info.ModTime()) < blobGrace && total+info.Size() <= quota {
+		if named[e.Name()] || err != nil || quota > 0 && d.now().Sub(info.ModTime()) < blobGrace && total+blocksOf(info.Size()) <= quota && inodes < inodeQuota(quota) {
 			continue
 		}
 		if err := os.Remove(d.blob(e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return gone, fmt.Errorf("pruning downloads: %w", err)
 		}
 		gone.Files++
-		gone.SizeBytes += info.Size()
+		gone.SizeBytes += blocksOf(info.Size())
 	}
 	return gone, nil
 }

@@ -43,8 +43,8 @@ func goTree(t *testing.T, word string, known bool) *os.Root {
 func TestGoDownloads(t *testing.T) {
 	d := downloads(t, 0)
 	unknown, known := goTree(t, "one", false), goTree(t, "one", true)
-	must(t, d.take("base", "go", []string{"unknown"}, unknown.Name(), nil, goWanted(nil, unknown)))
-	must(t, d.take("base", "go", []string{"known"}, known.Name(), nil, goWanted(nil, known)))
+	must(t, d.take(t.Context(), origin{"base", noLayer, "go", []string{"unknown"}}, unknown.Name(), nil, goWanted(nil, unknown)))
+	must(t, d.take(t.Context(), origin{"base", noLayer, "go", []string{"known"}}, known.Name(), nil, goWanted(nil, known)))
 	if got := offeredTo(t, d, "base", "go", "unknown"); len(got) != 0 {
 		t.Errorf("a module that the database does not know is offered: %q", got)
 	}
@@ -54,12 +54,12 @@ func TestGoDownloads(t *testing.T) {
 	altered := goTree(t, "one", true)
 	must(t, os.WriteFile(filepath.Join(altered.Name(), scratchPath("go", "pkg", "mod", "cache", "download", "example.com/!mod/@v/v1.0.0.zip")),
 		zipOf([][2]string{{"example.com/Mod@v1.0.0/main.go", "evil"}}), 0o644))
-	must(t, d.take("base", "go", []string{"altered"}, altered.Name(), nil, goWanted(nil, altered)))
+	must(t, d.take(t.Context(), origin{"base", noLayer, "go", []string{"altered"}}, altered.Name(), nil, goWanted(nil, altered)))
 	if got := offeredTo(t, d, "base", "go", "altered"); len(got) != 1 {
 		t.Errorf("got %q, want the go.mod alone", got)
 	}
 
-	v, err := d.view("base", "go", []string{"known"})
+	v, err := d.view(origin{"base", noLayer, "go", []string{"known"}})
 	must(t, err)
 	defer v.close()
 	if err := checkGo(known, v); err != nil {

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 )
 
@@ -23,15 +24,21 @@ func TestDownloadsAreReused(t *testing.T) {
 	settings := m.settings(t)
 	open := openChroot(t, &boxHooks{})
 	d := downloads(t, 0)
+	var boxes atomic.Int64 // that are open
 	b, err := NewBuilder(BuilderConfig{LayersDir: t.TempDir(), Downloads: d, OpenBox: func(ctx context.Context, spec BoxSpec) (Box, error) {
 		spec.Layers = slices.Insert(slices.Clone(spec.Layers), 1, settings)
-		return open(ctx, spec)
+		box, err := open(ctx, spec)
+		if err == nil {
+			boxes.Add(1)
+			box = countedBox{box, &boxes}
+		}
+		return box, err
 	}})
 	must(t, err)
 	t.Cleanup(b.Close)
-	build := func(fresh bool, names ...string) *Result {
+	one := func(p Packages, fresh bool) *Result {
 		t.Helper()
-		run, err := b.Start(Request{Base: base, Packages: Packages{Apt: names, Cargo: names, Gem: names, Npm: names, Pip: names}, Fresh: fresh})
+		run, err := b.Start(Request{Base: base, Packages: p, Fresh: fresh})
 		must(t, err)
 		res, err := run.Wait(t.Context())
 		if err != nil {
@@ -39,8 +46,18 @@ func TestDownloadsAreReused(t *testing.T) {
 		}
 		res.Release()
 		// A download is taken over after the layer is there.
-		waitFor(t, "the sandboxes to go", func() bool { return len(b.slots) == 0 && idle(d) })
+		waitFor(t, "the sandboxes to go", func() bool { return boxes.Load() == 0 && idle(d) })
 		return res
+	}
+	// Each manager's list is one environment's, so that each builder stands on
+	// the template alone.
+	build := func(fresh bool, names ...string) *Result {
+		t.Helper()
+		all := &Result{}
+		for _, p := range []Packages{{Apt: names}, {Cargo: names}, {Gem: names}, {Npm: names}, {Pip: names}} {
+			all.Layers = append(all.Layers, one(p, fresh).Layers...)
+		}
+		return all
 	}
 	served := func(what string, want map[string]int) {
 		t.Helper()
@@ -74,6 +91,38 @@ func TestDownloadsAreReused(t *testing.T) {
 	res = build(true, "alpha", "gamma", "beta")
 	served("the same versions with other content", map[string]int{"alpha": 1, "beta": 1, "gamma": 1})
 	hasWord(t, res, "word-two", "word-one")
+
+	// Above another manager's layer the files of the template's builders count,
+	// and what is downloaded there counts for builders on the same layer only.
+	above := func(what string, low, high []string, downloads int) {
+		t.Helper()
+		one(Packages{Npm: low, Pip: high}, false)
+		if got := m.count("beta" + mirrorFiles["pip"]); got != downloads {
+			t.Errorf("%s: beta was downloaded %d times by pip, want %d", what, got, downloads)
+		}
+	}
+	_, err = d.Prune(0)
+	must(t, err)
+	above("the first list", []string{"alpha"}, []string{"beta"}, 1)
+	above("a changed list on the same layer", []string{"alpha"}, []string{"beta", "gamma"}, 0)
+	above("the same list on another layer", []string{"gamma"}, []string{"beta"}, 1)
+	one(Packages{Pip: []string{"beta"}}, true)
+	if got := m.count("beta" + mirrorFiles["pip"]); got != 1 {
+		t.Errorf("on the template alone beta was downloaded %d times, want once: what came from above layers was offered", got)
+	}
+	above("on another layer, now that a builder on the template has it", []string{"alpha", "gamma"}, []string{"beta"}, 0)
+}
+
+// countedBox is counted as long as it is open.
+type countedBox struct {
+	Box
+	open *atomic.Int64
+}
+
+// Close closes the box.
+func (b countedBox) Close(ctx context.Context) error {
+	defer b.open.Add(-1)
+	return b.Box.Close(ctx)
 }
 
 // idle reports whether no builder stands on a view.

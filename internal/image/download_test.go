@@ -1,6 +1,8 @@
 package image
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -30,7 +32,7 @@ func taken(t *testing.T, d *Downloads, names []string, contents ...string) {
 		write(t, filepath.Join(tree, "tmp", c), c, 0o600)
 		want = append(want, wanted{path: "tmp/" + c, from: "tmp/" + c, sha256: digestOfText(c)})
 	}
-	must(t, d.take("base", "apt", names, tree, nil, want))
+	must(t, d.take(t.Context(), origin{"base", noLayer, "apt", names}, tree, nil, want))
 	now := d.now()
 	records, err := d.records()
 	must(t, err)
@@ -44,7 +46,7 @@ func taken(t *testing.T, d *Downloads, names []string, contents ...string) {
 // offeredTo lists what a list is offered.
 func offeredTo(t *testing.T, d *Downloads, base, manager string, names ...string) []string {
 	t.Helper()
-	v, err := d.view(base, manager, names)
+	v, err := d.view(origin{base, noLayer, manager, names})
 	must(t, err)
 	if v == nil {
 		return nil
@@ -92,12 +94,12 @@ func TestDownloadsAreNotTakenAltered(t *testing.T) {
 	passwd, err := os.ReadFile("/etc/passwd")
 	must(t, err)
 	at := func(name, sum string) wanted { return wanted{path: "tmp/" + name, from: "tmp/" + name, sha256: sum} }
-	must(t, d.take("base", "apt", []string{"a"}, tree, nil, []wanted{at("altered", digestOfText("fine")), at("good", digestOfText("good")), at("dir", digestOfText("")),
+	must(t, d.take(t.Context(), origin{"base", noLayer, "apt", []string{"a"}}, tree, nil, []wanted{at("altered", digestOfText("fine")), at("good", digestOfText("good")), at("dir", digestOfText("")),
 		at("link", digestOfText(string(passwd))), at("gone", digestOfText("gone")), {path: "tmp/zip", from: "tmp/good", gosum: "h1:x"}, {path: "tmp/none", from: "tmp/good"}}))
 	if got := offeredTo(t, d, "base", "apt", "a"); !slices.Equal(got, []string{"good"}) {
 		t.Errorf("got %q", got)
 	}
-	if u, err := d.Usage(); err != nil || u.Files != 1 || u.SizeBytes != 4 || u.QuotaBytes != DefaultDownloadQuota {
+	if u, err := d.Usage(); err != nil || u.Files != 1 || u.SizeBytes != 2*diskBlock || u.QuotaBytes != DefaultDownloadQuota {
 		t.Errorf("usage %+v, %v", u, err)
 	}
 }
@@ -118,7 +120,7 @@ func TestDamagedDownloadIsNotOffered(t *testing.T) {
 	}
 	records, err := d.records()
 	must(t, err)
-	for i, text := range []string{"{", `{"base":"base","manager":"apt","names":["a"],"files":[{"path":"../../etc/passwd","sha256":"` + digestOfText("two") + `","size":3}]}`} {
+	for i, text := range []string{"{", `{"base":"base","below":"none","manager":"apt","names":["a"],"files":[{"path":"../../etc/passwd","sha256":"` + digestOfText("two") + `","size":3}]}`} {
 		must(t, os.WriteFile(filepath.Join(d.dir, "records", digestOfText(fmt.Sprint(i))), []byte(text), 0o600))
 	}
 	if after, err := d.records(); err != nil || len(after) != len(records) {
@@ -127,11 +129,13 @@ func TestDamagedDownloadIsNotOffered(t *testing.T) {
 }
 
 func TestDownloadsStayWithinTheirQuota(t *testing.T) {
-	d := downloads(t, 25)
+	// Two lists of one small file: each takes two inodes with its record.
+	const quota = 4 * bytesPerInode
+	d := downloads(t, quota)
 	for i := range 5 {
 		taken(t, d, []string{fmt.Sprint("p", i)}, strings.Repeat(fmt.Sprint(i), 10))
 		offeredTo(t, d, "base", "apt", "p0") // in use: never the least recently used one
-		if u, err := d.Usage(); err != nil || u.SizeBytes > 25 {
+		if u, err := d.Usage(); err != nil || u.SizeBytes > 4*diskBlock {
 			t.Errorf("after %d lists: %+v, %v", i+1, u, err)
 		}
 	}
@@ -140,10 +144,10 @@ func TestDownloadsStayWithinTheirQuota(t *testing.T) {
 			t.Errorf("p%d: %q", i, got)
 		}
 	}
-	v, err := d.view("base", "apt", []string{"p4"})
+	v, err := d.view(origin{"base", noLayer, "apt", []string{"p4"}})
 	must(t, err)
 	gone, err := d.Prune(0)
-	if err != nil || gone.Files != 2 || gone.SizeBytes != 20 {
+	if err != nil || gone.Files != 2 || gone.SizeBytes != 2*diskBlock {
 		t.Errorf("pruned %+v, %v", gone, err)
 	}
 	if text, err := os.ReadFile(v.dir + "/tmp/" + strings.Repeat("4", 10)); err != nil || len(text) != 10 {
@@ -159,7 +163,7 @@ func TestDownloadsStayWithinTheirQuota(t *testing.T) {
 func TestAbandonedViewsGo(t *testing.T) {
 	d := downloads(t, 0)
 	taken(t, d, []string{"a"}, "one")
-	v, err := d.view("base", "apt", []string{"a"})
+	v, err := d.view(origin{"base", noLayer, "apt", []string{"a"}})
 	must(t, err)
 	left := filepath.Join(d.dir, "views", "view-left")
 	must(t, os.Mkdir(left, 0o755))
@@ -227,4 +231,84 @@ func FuzzWitness(f *testing.F) {
 			}
 		}
 	})
+}
+
+// Large files count as the blocks that they take.
+func TestDownloadQuotaCountsBlocks(t *testing.T) {
+	d := downloads(t, 20*diskBlock)
+	for i := range 3 {
+		tree := t.TempDir()
+		text := strings.Repeat(fmt.Sprint(i), 6*diskBlock+1)
+		write(t, tree+"/f", text, 0o600)
+		must(t, d.take(t.Context(), origin{"base", noLayer, "apt", []string{fmt.Sprint(i)}}, tree, nil, []wanted{{path: "f", from: "f", sha256: digestOfText(text)}}))
+		if u, err := d.Usage(); err != nil || u.SizeBytes > 20*diskBlock {
+			t.Errorf("after %d: %+v, %v", i+1, u, err)
+		}
+	}
+	if u, err := d.Usage(); err != nil || u.Files != 2 || u.SizeBytes != 2*(7+1)*diskBlock {
+		t.Errorf("got %+v, %v", u, err)
+	}
+}
+
+// A sparse file is no archive: it is neither read nor copied, whatever digest is
+// stated for it. One with another digest is not copied; one that would take the
+// host's reserve is not either, and a neighbour keeps its room.
+func TestDownloadsAreLookedAtFirst(t *testing.T) {
+	host := smallDisk(t, 32)
+	d, err := OpenDownloads(DownloadsConfig{Dir: filepath.Join(host, "downloads"), Quota: 1 << 40})
+	must(t, err)
+	tree := t.TempDir()
+	sparse(t, tree+"/sparse", 64<<30, 0)
+	sparse(t, tree+"/holes", 1<<20, 0)
+	holes, err := os.ReadFile(tree + "/holes")
+	must(t, err)
+	big := strings.Repeat("x", 30<<20)
+	write(t, tree+"/big", big, 0o600)
+	write(t, tree+"/other", strings.Repeat("y", 20<<20), 0o600)
+	from := origin{"base", noLayer, "pip", []string{"a"}}
+	before := freeOn(t, host)
+	must(t, d.take(t.Context(), from, tree, nil, []wanted{
+		{path: "sparse", from: "sparse", sha256: strings.Repeat("0", 64)}, {path: "holes", from: "holes", sha256: sumOf(holes)},
+		{path: "other", from: "other", sha256: strings.Repeat("0", 64)}}))
+	if u, err := d.Usage(); err != nil || u.Files != 0 {
+		t.Errorf("kept %+v, %v", u, err)
+	}
+	if err := d.take(t.Context(), from, tree, nil, []wanted{{path: "big", from: "big", sha256: digestOfText(big)}}); !errors.Is(err, errHostReserve) {
+		t.Errorf("got %v", err)
+	}
+	if after := freeOn(t, host); after != before {
+		t.Errorf("%d bytes were free, now %d", before, after)
+	}
+	write(t, filepath.Join(host, "neighbour"), strings.Repeat("n", 1<<20), 0o600)
+	ctx := &countedContext{Context: t.Context(), left: 5}
+	if err := d.take(ctx, from, tree, nil, []wanted{{path: "other", from: "other", sha256: digestOfText(strings.Repeat("y", 20<<20))}}); !errors.Is(err, context.Canceled) {
+		t.Errorf("a cancelled copy: %v", err)
+	}
+}
+
+// What was downloaded above layers of packages is for builders above exactly
+// these layers: their code may have said what it liked. Records of old versions
+// do not say where they come from.
+func TestDownloadsStayAboveTheirLayers(t *testing.T) {
+	d := downloads(t, 0)
+	low, other := strings.Repeat("a", 64), strings.Repeat("b", 64)
+	tree := t.TempDir()
+	for _, below := range []string{noLayer, low} {
+		text := "above " + below
+		write(t, filepath.Join(tree, below), text, 0o600)
+		must(t, d.take(t.Context(), origin{"base", below, "pip", []string{"p"}}, tree, nil, []wanted{{path: below, from: below, sha256: digestOfText(text)}}))
+	}
+	for below, want := range map[string]int{noLayer: 1, low: 2, other: 1} {
+		v, err := d.view(origin{"base", below, "pip", []string{"p"}})
+		must(t, err)
+		if len(v.files) != want {
+			t.Errorf("above %.4s: %d files are offered, want %d", below, len(v.files), want)
+		}
+		must(t, v.close())
+	}
+	old := `{"base":"base","manager":"pip","names":["p"],"files":[{"path":"f","sha256":"` + digestOfText("above "+low) + `","size":70}]}`
+	must(t, os.WriteFile(filepath.Join(d.dir, "records", digestOfText("old")), []byte(old), 0o600))
+	if records, err := d.records(); err != nil || len(records) != 2 {
+		t.Errorf("%+v, %v", records, err)
+	}
 }

@@ -1,12 +1,14 @@
 package image
 
 import (
+	"archive/zip"
+	"bytes"
+	"context"
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"io/fs"
 	"os"
@@ -28,10 +30,10 @@ type view struct {
 	bytes int64
 }
 
-// view gathers what earlier lists with one of the names downloaded, or returns
-// nil if there is nothing. Each file is read in full first: one that is not what
+// view gathers what earlier lists with one of the names downloaded, on the
+// template alone or on the same layers, or returns nil if there is nothing. Each file is read in full first: one that is not what
 // its name says is removed from the cache and left out.
-func (d *Downloads) view(base, manager string, names []string) (_ *view, err error) {
+func (d *Downloads) view(to origin) (_ *view, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	records, err := d.records()
@@ -40,7 +42,8 @@ func (d *Downloads) view(base, manager string, names []string) (_ *view, err err
 	}
 	v := &view{files: map[string]fillFile{}}
 	for _, f := range records {
-		if f.Base != base || f.Manager != manager || !slices.ContainsFunc(f.Names, func(n string) bool { return slices.Contains(names, n) }) {
+		if f.Base != to.Base || f.Manager != to.Manager || f.Below != noLayer && f.Below != to.Below ||
+			!slices.ContainsFunc(f.Names, func(n string) bool { return slices.Contains(to.Names, n) }) {
 			continue
 		}
 		now := d.now()
@@ -162,19 +165,23 @@ type wanted struct {
 // take copies what is wanted out of a builder's tree, in which nothing runs any
 // more, and records it. What is not there, or not what the index states, is left
 // out: package code may have changed it since.
-func (d *Downloads) take(base, manager string, names []string, tree string, v *view, want []wanted) error {
+func (d *Downloads) take(ctx context.Context, from origin, tree string, v *view, want []wanted) error {
 	root, err := os.OpenRoot(tree)
 	if err != nil {
 		return fmt.Errorf("keeping downloads: %w", err)
 	}
 	defer root.Close()
 	var files []fillFile
+	var taken int64
 	for _, w := range want {
+		if taken > d.quota || int64(len(files)) > inodeQuota(d.quota) {
+			return fmt.Errorf("keeping downloads: %w", errNoRoom)
+		}
 		if v != nil && w.content == nil && w.sha256 != "" && v.files[w.path].SHA256 == w.sha256 {
 			files = append(files, v.files[w.path])
 			continue
 		}
-		file, err := d.takeOne(root, w)
+		file, err := d.takeOne(ctx, root, w)
 		if errors.Is(err, errNotTaken) || errors.Is(err, fs.ErrNotExist) {
 			if known, ok := v.known(w); ok {
 				files = append(files, known)
@@ -186,9 +193,9 @@ func (d *Downloads) take(base, manager string, names []string, tree string, v *v
 		if err != nil {
 			return err
 		}
-		files = append(files, file)
+		files, taken = append(files, file), taken+blocksOf(file.Size)
 	}
-	return d.keep(base, manager, names, files)
+	return d.keep(from, files)
 }
 
 // known finds a file that the view offered and the builder used from there.
@@ -203,56 +210,90 @@ func (v *view) known(w wanted) (fillFile, bool) {
 // errNotTaken: the file is not what the index states.
 var errNotTaken = errors.New("not what the index states")
 
-func (d *Downloads) takeOne(root *os.Root, w wanted) (fillFile, error) {
-	var in io.Reader = strings.NewReader(string(w.content))
-	if w.content == nil {
-		f, err := root.OpenFile(w.from, os.O_RDONLY|unix.O_NONBLOCK, 0)
-		if err != nil {
-			return fillFile{}, fmt.Errorf("%w: %w", errNotTaken, err)
-		}
-		defer f.Close()
-		info, err := f.Stat()
-		if err != nil || !info.Mode().IsRegular() || info.Size() > d.quota {
-			return fillFile{}, errNotTaken
-		}
-		in = f
+func (d *Downloads) takeOne(ctx context.Context, root *os.Root, w wanted) (fillFile, error) {
+	if w.content != nil { // the server's own
+		own := sha256.Sum256(w.content)
+		file := fillFile{Path: w.path, SHA256: hex.EncodeToString(own[:]), Size: int64(len(w.content))}
+		return file, d.store(ctx, bytes.NewReader(w.content), file.Size, file.SHA256)
 	}
-	sum, size, err := d.store(in, d.quota, w.check)
-	return fillFile{Path: w.path, SHA256: sum, Size: size}, err
-}
-
-// check holds a copy of the file against what the index states.
-func (w *wanted) check(path string) error {
-	if w.content != nil {
-		return nil // the server's own
-	}
-	f, err := os.Open(path)
+	f, err := root.OpenFile(w.from, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return fmt.Errorf("keeping a download: %w", err)
+		return fillFile{}, fmt.Errorf("%w: %w", errNotTaken, err)
 	}
 	defer f.Close()
-	got, want := "", ""
-	switch {
-	case w.sha256 != "":
-		got, want = digestOf(f, sha256.New()), w.sha256
-	case w.sha512 != "":
-		got, want = digestOf(f, sha512.New()), w.sha512
-	case w.gomod:
-		want = w.gosum
-		got, err = dirhash.Hash1([]string{"go.mod"}, func(string) (io.ReadCloser, error) { return io.NopCloser(f), nil })
-	default:
-		want = w.gosum
-		got, err = dirhash.HashZip(path, dirhash.Hash1)
+	info, err := f.Stat()
+	// An archive has no holes: it takes what its size says, and reading it ends.
+	if err != nil || !info.Mode().IsRegular() || info.Size() > d.quota || hasHoles(f, info.Size()) {
+		return fillFile{}, errNotTaken
 	}
-	if err != nil || want == "" || got != want {
-		return errNotTaken // also a zip that cannot be read: nothing to say about the cache
+	// The digest comes first: what has another one is not copied.
+	sum, err := w.check(ctx, f, info.Size())
+	if err != nil {
+		return fillFile{}, err
 	}
-	return nil
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return fillFile{}, fmt.Errorf("keeping a download: %w", err)
+	}
+	return fillFile{Path: w.path, SHA256: sum, Size: info.Size()}, d.store(ctx, f, info.Size(), sum)
 }
 
-func digestOf(f io.Reader, h hash.Hash) string {
-	if _, err := io.Copy(h, f); err != nil {
-		return ""
+// check holds the file against what the index states and returns its SHA-256.
+func (w *wanted) check(ctx context.Context, f *os.File, size int64) (string, error) {
+	content := func() io.Reader { return contextReader{ctx, io.NewSectionReader(f, 0, size)} }
+	own := sha256.New()
+	other := sha512.New()
+	if _, err := io.Copy(io.MultiWriter(own, other), content()); err != nil {
+		return "", fmt.Errorf("keeping a download: %w", err)
 	}
-	return hex.EncodeToString(h.Sum(nil))
+	got, want := "", w.gosum
+	var err error
+	switch {
+	case w.sha256 != "":
+		got, want = hexSum(own), w.sha256
+	case w.sha512 != "":
+		got, want = hexSum(other), w.sha512
+	case want == "":
+	case w.gomod:
+		got, err = dirhash.Hash1([]string{"go.mod"}, func(string) (io.ReadCloser, error) { return io.NopCloser(content()), nil })
+	default:
+		got, err = zipHash(ctx, f, size)
+	}
+	if ctx.Err() != nil {
+		return "", ctx.Err()
+	}
+	if err != nil || want == "" || got != want {
+		return "", errNotTaken // also a zip that cannot be read: nothing to say about the cache
+	}
+	return hexSum(own), nil
+}
+
+// maxModule is how many bytes the files of a Go module may have together; the go
+// command takes no larger one.
+const maxModule = 500 << 20
+
+// zipHash is go's h1 hash of a module's zip.
+func zipHash(ctx context.Context, f io.ReaderAt, size int64) (string, error) {
+	archive, err := zip.NewReader(f, size)
+	if err != nil {
+		return "", err
+	}
+	files := map[string]*zip.File{}
+	var names []string
+	var total uint64
+	for _, file := range archive.File {
+		if total += file.UncompressedSize64; total > maxModule || file.UncompressedSize64 > maxModule {
+			return "", errNotTaken
+		}
+		names, files[file.Name] = append(names, file.Name), file
+	}
+	return dirhash.Hash1(names, func(name string) (io.ReadCloser, error) {
+		content, err := files[name].Open()
+		if err != nil {
+			return nil, err
+		}
+		return struct {
+			io.Reader
+			io.Closer
+		}{contextReader{ctx, io.LimitReader(content, maxModule)}, content}, nil
+	})
 }

@@ -23,6 +23,9 @@ type PackageVersion struct {
 	Requested bool `json:"requested"`
 	// Detail is the architecture for apt, the module and its checksum for go; else empty.
 	Detail string `json:"detail,omitempty"`
+	// present tells that it was there before the layer: it was listed, and there
+	// was nothing to install for it.
+	present bool
 }
 
 // Layer is one committed layer and what its manifest records. A layer never
@@ -40,12 +43,20 @@ type Layer struct {
 	Pinned  bool     `json:"pinned"` // every entry names exactly one release
 	// Digest is a hash of the tree without times: paths, modes, owners,
 	// contents, links, extended attributes.
-	Digest    string           `json:"digest"`
-	LogDigest string           `json:"log_digest"`
-	SizeBytes int64            `json:"size_bytes"` // bytes of file contents, hard links counted once
-	Files     int              `json:"files"`
-	Versions  []PackageVersion `json:"versions"`
-	CreatedAt time.Time        `json:"created_at"`
+	Digest    string `json:"digest"`
+	LogDigest string `json:"log_digest"`
+	// DigestFormat says how contents entered the digest: absent for layers of
+	// old versions, 2 for those whose blocks of zeros count by their place.
+	DigestFormat int   `json:"digest_format,omitempty"`
+	SizeBytes    int64 `json:"size_bytes"` // bytes of file contents, hard links counted once, holes not
+	// AllocatedBytes is what the tree takes on the disk, in whole blocks of
+	// 4 KiB, and Inodes how many files, directories and links it has. Quotas
+	// count both. Manifests of old versions lack them; the store measures then.
+	AllocatedBytes int64            `json:"allocated_bytes,omitempty"`
+	Inodes         int64            `json:"inodes,omitempty"`
+	Files          int              `json:"files"`
+	Versions       []PackageVersion `json:"versions"`
+	CreatedAt      time.Time        `json:"created_at"`
 	// Took is how long it took to make the layer, in milliseconds.
 	Took int64 `json:"took_ms"`
 
@@ -72,6 +83,10 @@ type Step struct {
 // in build order. An empty list makes no layer. The epoch function chooses the
 // epoch of a step; nil means 0 for all.
 func Plan(base *Base, p Packages, epoch func(Step) int64) []Step {
+	return plan(base, p, 0, epoch)
+}
+
+func plan(base *Base, p Packages, generation int64, epoch func(Step) int64) []Step {
 	var steps []Step
 	parent := ""
 	for _, m := range managerOrder {
@@ -79,7 +94,7 @@ func Plan(base *Base, p Packages, epoch func(Step) int64) []Step {
 		if len(list) == 0 {
 			continue
 		}
-		s := newStep(base, m, list, parent)
+		s := newStep(base, generation, m, list, parent)
 		if epoch != nil {
 			s.setEpoch(epoch(s))
 		}
@@ -89,9 +104,14 @@ func Plan(base *Base, p Packages, epoch func(Step) int64) []Step {
 	return steps
 }
 
-func newStep(base *Base, manager string, list []string, parent string) Step {
+// newStep is one step of a plan. Another generation gets other keys; generation
+// 0 gets those of versions that had none.
+func newStep(base *Base, generation int64, manager string, list []string, parent string) Step {
 	s := Step{Manager: manager, Entries: list, Parent: parent, Pinned: true}
 	fields := append([]string{layerFormat, strconv.Itoa(recipes[manager].version), base.Digest, base.Arch, parent, manager}, list...)
+	if generation != 0 {
+		fields = append([]string{"generation", strconv.FormatInt(generation, 10)}, fields...)
+	}
 	s.Family = hashFields(fields...)
 	for _, e := range list {
 		parsed, err := parseSpec(manager, e)

@@ -64,12 +64,12 @@ func (s *Store) Usage() ([]LayerUsage, error) {
 // Pruned says what a clean-up removed.
 type Pruned struct {
 	Keys  []string
-	Bytes int64
+	Bytes int64 // of blocks on the disk
 }
 
 // Prune removes layers that nobody refers to, least recently used first and
-// children before parents, until the store holds at most quota bytes; quota 0
-// removes all of them. inUse answers which layers environments, sessions and
+// children before parents, until the store takes at most quota bytes of blocks
+// and an inode for each 16 KiB of it; quota 0 removes all of them. inUse answers which layers environments, sessions and
 // running builds refer to; it is asked once, while no layer can be added, and
 // everything below a layer in use stays too. A mounted layer is never touched.
 func (s *Store) Prune(ctx context.Context, inUse func() (map[string]bool, error), quota int64) (Pruned, error) {
@@ -83,11 +83,12 @@ func (s *Store) Prune(ctx context.Context, inUse func() (map[string]bool, error)
 		return out, fmt.Errorf("pruning layers: %w", err)
 	}
 	byKey := map[string]*LayerUsage{}
-	var total int64
+	var total, inodes int64
 	for i := range all {
 		byKey[all[i].Key] = &all[i]
-		total += all[i].SizeBytes
+		total, inodes = total+all[i].AllocatedBytes, inodes+all[i].Inodes
 	}
+	over := func() bool { return total > quota || inodes > inodeQuota(quota) }
 	keep := map[string]bool{}
 	for _, l := range all {
 		for at := &l; at != nil && (keys[l.Key] || l.Mounted) && !keep[at.Key]; at = byKey[at.Parent] {
@@ -95,11 +96,11 @@ func (s *Store) Prune(ctx context.Context, inUse func() (map[string]bool, error)
 		}
 	}
 	// A round removes leaves only, so that a child always goes before its parent.
-	for removed := true; removed && total > quota; {
+	for removed := true; removed && over(); {
 		removed = false
 		for _, l := range all {
 			u := byKey[l.Key]
-			if u == nil || keep[l.Key] || u.Children > 0 || total <= quota {
+			if u == nil || keep[l.Key] || u.Children > 0 || !over() {
 				continue
 			}
 			if err := ctx.Err(); err != nil {
@@ -117,12 +118,120 @@ func (s *Store) Prune(ctx context.Context, inUse func() (map[string]bool, error)
 				parent.Children--
 			}
 			delete(byKey, l.Key)
-			total -= u.SizeBytes
-			out.Keys, out.Bytes = append(out.Keys, l.Key), out.Bytes+u.SizeBytes
+			total, inodes = total-u.AllocatedBytes, inodes-u.Inodes
+			out.Keys, out.Bytes = append(out.Keys, l.Key), out.Bytes+u.AllocatedBytes
 			removed = true
 		}
 	}
 	return out, nil
+}
+
+// InUseError says that a layer cannot be removed now.
+type InUseError struct {
+	Key string // of the layer, or of one that stands on it
+	// Mounts are the directories of this machine where it is mounted; empty if
+	// it is mounted in a place that this process does not see, or if a build
+	// stands on it.
+	Mounts []string
+	Build  bool // a build stands on it, or an environment is about to
+}
+
+// Error says what uses the layer.
+func (e *InUseError) Error() string {
+	what := "a sandbox has it mounted"
+	if e.Build {
+		what = "a build stands on it"
+	}
+	if len(e.Mounts) > 0 {
+		what = "it is mounted at " + strings.Join(e.Mounts, ", ")
+	}
+	return fmt.Sprintf("layer %.12s is in use: %s", e.Key, what)
+}
+
+// Drop removes a layer and all that stand on it, whoever refers to them: those
+// have them built again. It is an *InUseError, and nothing is removed, if one of
+// them is mounted or a build stands on it; ErrNoLayer if there is none of the key.
+func (s *Store) Drop(key string) (Pruned, error) {
+	var out Pruned
+	if _, err := s.Layer(key); err != nil {
+		return out, err
+	}
+	trash, err := s.drop(key, &out)
+	for _, dir := range trash {
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
+	if err != nil {
+		return out, fmt.Errorf("dropping a layer: %w", err)
+	}
+	return out, nil
+}
+
+// drop moves layers to the trash, what stands on others before them.
+func (s *Store) drop(key string, out *Pruned) (trash []string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	doomed := s.above(key)
+	mounted, err := mountedKeys()
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range doomed {
+		if mounted[l.Key] || s.pins[l.Key] > 0 {
+			return nil, &InUseError{Key: l.Key, Build: s.pins[l.Key] > 0, Mounts: mountsOf(l.Key)}
+		}
+	}
+	for _, l := range slices.Backward(doomed) {
+		dir, err := s.toTrash(filepath.Join(s.dir, l.Key))
+		if err != nil {
+			return trash, err
+		}
+		s.forget(l)
+		trash = append(trash, dir)
+		out.Keys, out.Bytes = append(out.Keys, l.Key), out.Bytes+l.AllocatedBytes
+	}
+	return trash, nil
+}
+
+// above lists a layer and all that stand on it, each behind the one below it;
+// the caller holds mu.
+func (s *Store) above(key string) []*Layer {
+	children := map[string][]*Layer{}
+	var found []*Layer
+	for _, family := range s.families {
+		for _, l := range family {
+			children[l.Parent] = append(children[l.Parent], l)
+			if l.Key == key {
+				found = append(found, l)
+			}
+		}
+	}
+	for i := 0; i < len(found); i++ {
+		found = append(found, children[found[i].Key]...)
+	}
+	return found
+}
+
+// forget takes a layer out of its family; the caller holds mu.
+func (s *Store) forget(l *Layer) {
+	delete(s.families[l.Family], l.Key)
+	if len(s.families[l.Family]) == 0 {
+		delete(s.families, l.Family)
+	}
+}
+
+// mountsOf lists where this process sees overlays with a layer.
+func mountsOf(key string) []string {
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil
+	}
+	var at []string
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) > 4 && strings.Contains(line, " overlay ") && strings.Contains(line, key) {
+			at = append(at, f[4])
+		}
+	}
+	return at
 }
 
 // remove deletes one layer unless it came into use since it was listed.
@@ -141,10 +250,7 @@ func (s *Store) remove(u *LayerUsage) (bool, error) {
 			}
 		}
 	}
-	delete(s.families[u.Family], u.Key)
-	if len(s.families[u.Family]) == 0 {
-		delete(s.families, u.Family)
-	}
+	s.forget(&u.Layer)
 	trash, err := s.toTrash(filepath.Join(s.dir, u.Key))
 	s.mu.Unlock()
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -34,7 +35,8 @@ var (
 // the truth; one process at a time may own a store. Methods may be called at
 // the same time.
 type Store struct {
-	dir string
+	dir     string
+	reserve int64 // bytes that stay free on the file system; 0 means [defaultReserve]
 	// atStep, when a test sets it, is told each step of a commit or clean-up as it
 	// is done.
 	atStep func(step string)
@@ -81,6 +83,9 @@ func (s *Store) Recover() error {
 		if errors.Is(err, ErrNoLayer) {
 			continue
 		}
+		if err == nil && l.Inodes == 0 {
+			err = l.measure()
+		}
 		if err != nil {
 			return err
 		}
@@ -89,6 +94,27 @@ func (s *Store) Recover() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.families = families
+	return nil
+}
+
+// measure fills in what the manifest of an old version does not say, and notes
+// it beside the manifest for the next time.
+func (l *Layer) measure() error {
+	type room struct{ AllocatedBytes, Inodes int64 }
+	name := filepath.Join(filepath.Dir(l.Dir), "room")
+	var known room
+	if text, err := os.ReadFile(name); err != nil || json.Unmarshal(text, &known) != nil || known.Inodes < 1 {
+		if known.AllocatedBytes, known.Inodes, err = treeRoom(l.Dir); err != nil {
+			return err
+		}
+		if text, err = json.Marshal(known); err == nil {
+			err = writeWhole(name, text)
+		}
+		if err != nil {
+			return fmt.Errorf("noting the size of a layer: %w", err)
+		}
+	}
+	l.AllocatedBytes, l.Inodes = known.AllocatedBytes, known.Inodes
 	return nil
 }
 
@@ -245,12 +271,13 @@ func (s *Store) commit(ctx context.Context, l *Layer, upper string, lower []stri
 	}
 	defer os.RemoveAll(scratch)
 	s.step(stepBegun)
-	l.Digest, l.SizeBytes, l.Files, err = copyTree(ctx, upper, filepath.Join(scratch, "tree"), lower)
+	tree, err := copyTree(ctx, upper, filepath.Join(scratch, "tree"), lower, s.reserve)
 	if err != nil {
 		return fmt.Errorf("committing layer: %w", err)
 	}
+	l.Digest, l.DigestFormat, l.SizeBytes, l.AllocatedBytes, l.Inodes, l.Files = tree.digest, contentBlocks, tree.size, tree.allocated, tree.inodes, tree.files
 	s.step(stepCopied)
-	if l.Files == 0 && len(l.Versions) > 0 {
+	if l.Files == 0 && slices.ContainsFunc(l.Versions, func(v PackageVersion) bool { return !v.present }) {
 		return errors.New("committing layer: packages were installed but the upper directory has no files")
 	}
 	sum := sha256.Sum256(log)

@@ -58,6 +58,15 @@ func TestKeys(t *testing.T) {
 			t.Errorf("another %s leaves the key", name)
 		}
 	}
+	for i, s := range plan(base, all, 1_700_000_000, nil) {
+		if key := s.Manager + " " + s.Key; key == want[i] || key == keysOf(plan(base, all, 1_700_000_001, nil))[i] {
+			t.Errorf("another generation leaves %s", key)
+		}
+	}
+	// Layers that were made before there were generations stay hits.
+	if got := Plan(&Base{Digest: "base", Arch: "amd64"}, Packages{Npm: []string{"n"}}, nil)[0].Family; got != hashFields(layerFormat, "2", "base", "amd64", "", "npm", "n") {
+		t.Errorf("the family of generation 0 is %s", got)
+	}
 	fresh := Plan(base, all, func(Step) int64 { return 1 })
 	if fresh[0].Key == Plan(base, all, nil)[0].Key || fresh[0].Family != Plan(base, all, nil)[0].Family {
 		t.Error("an epoch must change the key and not the family")
@@ -74,7 +83,7 @@ func TestKeysNeverCollide(t *testing.T) {
 			list = append(list, strings.Repeat("ab", 1+rand.IntN(3))[rand.IntN(2):])
 		}
 		list = normalList(list)
-		key := newStep(base, "npm", list, "").Key
+		key := newStep(base, 0, "npm", list, "").Key
 		text := strings.Join(list, "\x00")
 		if old, ok := seen[key]; ok && old != text {
 			t.Fatalf("%q and %q have one key", old, text)
@@ -192,9 +201,9 @@ func TestDigest(t *testing.T) {
 		if change != nil {
 			change(upper)
 		}
-		d, _, _, err := copyTree(t.Context(), upper, filepath.Join(t.TempDir(), "out"), []string{lower})
+		c, err := copyTree(t.Context(), upper, filepath.Join(t.TempDir(), "out"), []string{lower}, 0)
 		must(t, err)
-		return d
+		return c.digest
 	}
 	want := digest(nil)
 	if got := digest(func(dir string) {
@@ -229,7 +238,7 @@ func TestCommitRefusesForeignReferences(t *testing.T) {
 	needRoot(t)
 	upper := t.TempDir()
 	must(t, os.Mkdir(filepath.Join(upper, "d"), 0o755), unix.Setxattr(filepath.Join(upper, "d"), "trusted.overlay.redirect", []byte("/e"), 0))
-	if _, _, _, err := copyTree(t.Context(), upper, filepath.Join(t.TempDir(), "out"), nil); err == nil || !strings.Contains(err.Error(), "redirect") {
+	if _, err := copyTree(t.Context(), upper, filepath.Join(t.TempDir(), "out"), nil, 0); err == nil || !strings.Contains(err.Error(), "redirect") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -314,7 +323,7 @@ func TestPrune(t *testing.T) {
 			t.Errorf("%s: removed %q (%v), want %q", what, names(got.Keys), err, want)
 		}
 	}
-	got, err := s.Prune(t.Context(), inUse, 4500)
+	got, err := s.Prune(t.Context(), inUse, 4*3*bytesPerInode)
 	check("quota", got, err, "old")
 	if !s.pin(hashFields("young")) {
 		t.Fatal("cannot pin")

@@ -74,7 +74,7 @@ func verifyLayer(ctx context.Context, dir string) (*Layer, error) {
 	if err := json.Unmarshal(text, &l); err != nil || l.Key != filepath.Base(dir) {
 		return nil, errors.New("the manifest is damaged")
 	}
-	digest, err := hashTree(ctx, filepath.Join(dir, "tree"))
+	digest, err := hashTree(ctx, filepath.Join(dir, "tree"), l.DigestFormat)
 	if err != nil {
 		return nil, err
 	}

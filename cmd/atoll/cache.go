@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"path/filepath"
 	"strings"
 	"text/tabwriter"
@@ -19,6 +20,8 @@ import (
 type cacheCmd struct {
 	Show  cacheShowCmd  `cmd:"" help:"List the package layers and the versions of templates: size, users, last use, hits; and the size of the downloads."`
 	Prune cachePruneCmd `cmd:"" help:"Remove every package layer and old template version that no environment or session uses, and all downloads."`
+	Drop  cacheDropCmd  `cmd:"" help:"Remove one package layer and those above it, unless a sandbox or a build uses them, whatever environments refer to it."`
+	Renew cacheRenewCmd `cmd:"" help:"Have a workspace install all packages again: layers made before are not used for its new sandboxes."`
 }
 
 type cacheShowCmd struct {
@@ -27,6 +30,16 @@ type cacheShowCmd struct {
 }
 
 type cachePruneCmd struct{ hostFlags }
+
+type cacheDropCmd struct {
+	hostFlags
+	Key string `arg:"" help:"Key of the layer, or the beginning of it, as 'atoll cache show' lists it."`
+}
+
+type cacheRenewCmd struct {
+	hostFlags
+	Workspace string `default:"default" help:"Name or id of the workspace."`
+}
 
 // Run prints the layers, least recently used first.
 func (c cacheShowCmd) Run(ctx context.Context, io *streams) error {
@@ -82,10 +95,38 @@ func (c cachePruneCmd) Run(ctx context.Context, io *streams) error {
 	})
 }
 
+// Run removes a layer and says what used it.
+func (c cacheDropCmd) Run(ctx context.Context, io *streams) error {
+	return c.manageCache(ctx, io, func(m cacheManager) error {
+		gone, err := m.Drop(ctx, c.Key)
+		for _, l := range gone.Layers {
+			fmt.Fprintf(io.out, "removed %.12s (%s: %s), %s\n", l.Key, l.Manager, strings.Join(l.Entries, " "), sizeText(l.SizeBytes))
+		}
+		for _, id := range gone.Environments {
+			fmt.Fprintf(io.out, "environment %s refers to it: its next session installs again\n", id)
+		}
+		return err
+	})
+}
+
+// Run raises the epoch of a workspace's layers.
+func (c cacheRenewCmd) Run(ctx context.Context, io *streams) error {
+	return c.manageCache(ctx, io, func(m cacheManager) error {
+		raised, err := m.RaiseEpoch(ctx, c.Workspace)
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(io.out, "workspace %s: layers of epoch %d from now on; environments install again with their next session\n", raised.Workspace, raised.Epoch)
+		return err
+	})
+}
+
 // cacheManager is the layer cache, through a running server or without one.
 type cacheManager interface {
 	State(ctx context.Context) (control.CacheState, error)
 	Prune(ctx context.Context) (control.CachePruned, error)
+	Drop(ctx context.Context, key string) (control.CacheDropped, error)
+	RaiseEpoch(ctx context.Context, workspace string) (control.CacheEpoch, error)
 }
 
 // manageCache calls do with the running server's cache, or with the data
@@ -112,7 +153,7 @@ func (f hostFlags) manageCache(ctx context.Context, io *streams, do func(cacheMa
 		if err != nil {
 			return err
 		}
-		return do(&control.Cache{Store: db, Builder: builder, Templates: templates, Downloads: downloads, Quota: int64(cfg.Packages.Quota)})
+		return do(&control.Cache{Store: db, Workspaces: db, Builder: builder, Templates: templates, Downloads: downloads, Quota: int64(cfg.Packages.Quota)})
 	})
 }
 
@@ -124,10 +165,22 @@ func (s socketCache) State(ctx context.Context) (out control.CacheState, err err
 }
 
 func (s socketCache) Prune(ctx context.Context) (out control.CachePruned, err error) {
-	res, err := s.client.send(ctx, http.MethodPost, "/cache/prune", nil, nil)
+	return out, s.post(ctx, "/cache/prune", nil, &out)
+}
+
+func (s socketCache) Drop(ctx context.Context, key string) (out control.CacheDropped, err error) {
+	return out, s.post(ctx, "/cache/layers/"+url.PathEscape(key)+"/drop", nil, &out)
+}
+
+func (s socketCache) RaiseEpoch(ctx context.Context, workspace string) (out control.CacheEpoch, err error) {
+	return out, s.post(ctx, "/cache/epoch", url.Values{"workspace": {workspace}}, &out)
+}
+
+func (s socketCache) post(ctx context.Context, path string, query url.Values, out any) error {
+	res, err := s.client.send(ctx, http.MethodPost, path, query, nil)
 	if err != nil {
-		return out, err
+		return err
 	}
 	defer res.Body.Close()
-	return out, json.NewDecoder(res.Body).Decode(&out)
+	return json.NewDecoder(res.Body).Decode(out)
 }

@@ -159,7 +159,7 @@ func (w *wiring) openControl(ctx context.Context) error {
 		// What could not be removed stays; it hinders nothing that is new.
 		w.log.ErrorContext(ctx, "reconciling left something behind", "error", err)
 	}
-	w.cache = &control.Cache{Store: w.store, Builder: w.builder, Templates: w.templates, Builds: builds, Downloads: w.downloads, Quota: int64(w.cfg.Packages.Quota), Report: w.pruned}
+	w.cache = &control.Cache{Store: w.store, Workspaces: w.store, Builder: w.builder, Templates: w.templates, Builds: builds, Downloads: w.downloads, Quota: int64(w.cfg.Packages.Quota), Report: w.pruned}
 	if err := w.openAgents(ctx); err != nil {
 		return err
 	}

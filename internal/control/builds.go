@@ -53,6 +53,7 @@ type Builds struct {
 	news   chan struct{}          // closed and replaced when a run begins, under mu
 	counts map[string]int         // outcome → builds since the start, under mu
 	bases  map[string]*image.Base // digest → a base seen before, under mu
+	epochs map[string]int64       // workspace → epoch of its layers, as far as it was read, under mu
 }
 
 // Root is the root filesystem of an environment's sandboxes.
@@ -66,6 +67,9 @@ type Root struct {
 type wish struct {
 	Template string
 	Packages image.Packages
+	// Epoch is that of the workspace's layers; 0 leaves the hash as it was
+	// before there were epochs.
+	Epoch int64 `json:",omitempty"`
 }
 
 // hash identifies a wish in the store.
@@ -86,7 +90,7 @@ func NewBuilds(cfg BuildsConfig) *Builds {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Builds{store: cfg.Store, templates: cfg.Templates, builder: cfg.Builder, log: cfg.Logger,
 		ctx: ctx, cancel: cancel, runs: map[runKey]*buildRun{}, news: make(chan struct{}),
-		counts: map[string]int{api.BuildReady: 0, api.BuildFailed: 0}, bases: map[string]*image.Base{}}
+		counts: map[string]int{api.BuildReady: 0, api.BuildFailed: 0}, bases: map[string]*image.Base{}, epochs: map[string]int64{}}
 }
 
 // Shutdown ends the running builds and waits for them; they begin again at the
@@ -96,13 +100,40 @@ func (b *Builds) Shutdown(ctx context.Context) error {
 	return wait(ctx, &b.work)
 }
 
-// wishOf is what a cloud config asks for.
-func (b *Builds) wishOf(c *api.CloudConfig) wish {
-	w := wish{Template: c.BaseTemplate, Packages: imagePackages(c.Packages)}
+// wishOf is what a cloud config asks for in a workspace.
+func (b *Builds) wishOf(ctx context.Context, workspace string, c *api.CloudConfig) (wish, error) {
+	epoch, err := b.epoch(ctx, workspace)
+	if err != nil {
+		return wish{}, err
+	}
+	w := wish{Template: c.BaseTemplate, Packages: imagePackages(c.Packages), Epoch: epoch}
 	if w.Template == "" {
 		w.Template = b.templates.Default()
 	}
-	return w
+	return w, nil
+}
+
+// epoch is that of a workspace's layers.
+func (b *Builds) epoch(ctx context.Context, workspace string) (int64, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if epoch, ok := b.epochs[workspace]; ok {
+		return epoch, nil
+	}
+	epoch, err := b.store.LayerEpoch(ctx, workspace)
+	if err != nil {
+		return 0, fmt.Errorf("reading the epoch of a workspace: %w", err)
+	}
+	b.epochs[workspace] = epoch
+	return epoch, nil
+}
+
+// raised takes up that a workspace's epoch was raised. Builds under way go on,
+// and nobody new waits for them.
+func (b *Builds) raised(workspace string, epoch int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.epochs[workspace] = max(b.epochs[workspace], epoch)
 }
 
 // Changed starts the build that a created or updated environment asks for, so
@@ -118,7 +149,11 @@ func (b *Builds) Changed(rec EnvironmentRecord) {
 		b.abandon(rec.ID, "")
 		return
 	}
-	w := b.wishOf(config.Cloud)
+	w, err := b.wishOf(b.ctx, rec.Workspace, config.Cloud)
+	if err != nil {
+		b.log.Error("environment cannot be built", "environment_id", rec.ID, "error", err)
+		return
+	}
 	b.abandon(rec.ID, w.hash())
 	b.work.Go(func() {
 		rec, err := b.recordOf(b.ctx, rec.ID)
@@ -142,8 +177,15 @@ func (b *Builds) Deleted(environment string) { b.abandon(environment, "") }
 // failed install is an *image.Failure. For a while after a failure it is
 // answered again, as a *pausedError, without another attempt.
 func (b *Builds) Root(ctx context.Context, environment string, config *api.CloudConfig) (root Root, release func(), err error) {
-	w := b.wishOf(config)
+	workspace, err := b.store.EnvironmentWorkspace(ctx, environment)
+	if err != nil {
+		return Root{}, func() {}, fmt.Errorf("reading whose environment %s is: %w", environment, err)
+	}
 	for {
+		w, err := b.wishOf(ctx, workspace, config)
+		if err != nil {
+			return Root{}, func() {}, err
+		}
 		rec, err := b.recordOf(ctx, environment)
 		if err != nil {
 			return Root{}, func() {}, err
@@ -229,7 +271,7 @@ func (b *Builds) paused(rec BuildRecord, w wish) error {
 	if base == nil {
 		return nil
 	}
-	if f, until := b.builder.Paused(image.Request{Base: base, Packages: w.Packages}); f != nil {
+	if f, until := b.builder.Paused(image.Request{Base: base, Packages: w.Packages, Generation: w.Epoch}); f != nil {
 		return &pausedError{f, until}
 	}
 	return nil

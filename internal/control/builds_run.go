@@ -137,7 +137,7 @@ func (b *Builds) make(run *buildRun, o startOptions) (Root, func(), error) {
 	if run.wish.Packages.Empty() {
 		return root, func() {}, nil
 	}
-	layers, err := b.builder.Start(image.Request{Base: base, Packages: run.wish.Packages, Fresh: o.fresh, Automatic: o.automatic})
+	layers, err := b.builder.Start(image.Request{Base: base, Packages: run.wish.Packages, Generation: run.wish.Epoch, Fresh: o.fresh, Automatic: o.automatic})
 	if err != nil {
 		return Root{}, func() {}, fmt.Errorf("starting the build: %w", err)
 	}
@@ -177,7 +177,11 @@ func (b *Builds) record(run *buildRun) error {
 	}
 	err = b.store.PutBuild(context.WithoutCancel(b.ctx), rec, func(env EnvironmentRecord) bool {
 		config, err := EnvironmentConfig(env)
-		return err == nil && config.Cloud != nil && b.wishOf(config.Cloud).hash() == run.wanted && b.newest(run)
+		if err != nil || config.Cloud == nil {
+			return false
+		}
+		w, err := b.wishOf(context.WithoutCancel(b.ctx), env.Workspace, config.Cloud)
+		return err == nil && w.hash() == run.wanted && b.newest(run)
 	})
 	if err != nil && !errors.Is(err, ErrNoRecord) && !errors.Is(err, ErrStale) {
 		b.log.Error("build cannot be recorded", "environment_id", run.environment, "error", err)

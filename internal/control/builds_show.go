@@ -20,7 +20,11 @@ func (s *Sandboxes) BuildStatus(ctx context.Context, caller Caller, environment 
 	if err != nil {
 		return api.Build{}, err
 	}
-	return s.builds.status(ctx, rec, s.builds.wishOf(config))
+	w, err := s.builds.wishOf(ctx, rec.Workspace, config)
+	if err != nil {
+		return api.Build{}, err
+	}
+	return s.builds.status(ctx, rec, w)
 }
 
 // Rebuild builds an environment's layers again, taking new versions of what is
@@ -33,7 +37,11 @@ func (s *Sandboxes) Rebuild(ctx context.Context, caller Caller, environment stri
 	if !rec.ArchivedAt.IsZero() {
 		return api.Build{}, Faultf(Invalid, "Environment %s is archived.", rec.ID)
 	}
-	run := s.builds.start(rec.ID, s.builds.wishOf(config), startOptions{fresh: true})
+	w, err := s.builds.wishOf(ctx, rec.Workspace, config)
+	if err != nil {
+		return api.Build{}, err
+	}
+	run := s.builds.start(rec.ID, w, startOptions{fresh: true})
 	return run.status(), nil
 }
 
@@ -44,7 +52,10 @@ func (s *Sandboxes) BuildLog(ctx context.Context, caller Caller, environment str
 	if err != nil {
 		return err
 	}
-	w := s.builds.wishOf(config)
+	w, err := s.builds.wishOf(ctx, rec.Workspace, config)
+	if err != nil {
+		return err
+	}
 	for {
 		run, news := s.builds.current(rec.ID, w)
 		if run != nil {

@@ -183,7 +183,15 @@ type BuildStore interface {
 	UnfinishedBuilds(ctx context.Context, each func(EnvironmentRecord) error) error
 	// ReferencedLayers calls each with the base digest and layer keys of every
 	// environment that is not archived or has a live session.
-	ReferencedLayers(ctx context.Context, each func(baseDigest string, layers []string) error) error
+	ReferencedLayers(ctx context.Context, each func(environment, baseDigest string, layers []string) error) error
+	// LayerEpoch reads the epoch of a workspace's package layers, 0 at first;
+	// ErrNoRecord if there is no such workspace.
+	LayerEpoch(ctx context.Context, workspace string) (int64, error)
+	// RaiseLayerEpoch makes it the greater of atLeast and one more than it was,
+	// and answers that.
+	RaiseLayerEpoch(ctx context.Context, workspace string, atLeast int64) (int64, error)
+	// EnvironmentWorkspace tells whose an environment is; ErrNoRecord if it is gone.
+	EnvironmentWorkspace(ctx context.Context, environment string) (string, error)
 }
 
 // Store is everything that control needs remembered.

@@ -41,6 +41,8 @@ type AdminCreate struct {
 type AdminCache interface {
 	State(ctx context.Context) (control.CacheState, error)
 	Prune(ctx context.Context) (control.CachePruned, error)
+	Drop(ctx context.Context, key string) (control.CacheDropped, error)
+	RaiseEpoch(ctx context.Context, workspace string) (control.CacheEpoch, error)
 }
 
 // AdminReload takes up a changed configuration.
@@ -65,6 +67,8 @@ type AdminReloaded struct {
 //	POST /keys/{id}/revoke        revokes one (?workspace=)
 //	GET  /cache                   lists the package layers
 //	POST /cache/prune             removes those that nothing uses
+//	POST /cache/layers/{key}/drop removes one and those above it; 409 if it is in use
+//	POST /cache/epoch             raises the epoch of a workspace's layers (?workspace=)
 //	POST /reload                  takes up a changed configuration
 func Admin(keys AdminKeys, cache AdminCache, reload AdminReload) http.Handler {
 	mux := http.NewServeMux()
@@ -92,6 +96,12 @@ func Admin(keys AdminKeys, cache AdminCache, reload AdminReload) http.Handler {
 	})
 	mux.HandleFunc("POST /cache/prune", func(w http.ResponseWriter, r *http.Request) {
 		adminReply(w, func() (any, error) { return cache.Prune(r.Context()) })
+	})
+	mux.HandleFunc("POST /cache/layers/{key}/drop", func(w http.ResponseWriter, r *http.Request) {
+		adminReply(w, func() (any, error) { return cache.Drop(r.Context(), r.PathValue("key")) })
+	})
+	mux.HandleFunc("POST /cache/epoch", func(w http.ResponseWriter, r *http.Request) {
+		adminReply(w, func() (any, error) { return cache.RaiseEpoch(r.Context(), r.URL.Query().Get("workspace")) })
 	})
 	mux.HandleFunc("POST /reload", func(w http.ResponseWriter, r *http.Request) {
 		adminReply(w, func() (any, error) { return reload.Reload(r.Context()) })
@@ -168,8 +178,11 @@ func adminReply(w http.ResponseWriter, do func() (any, error)) {
 		status, body = http.StatusInternalServerError, nil
 		if fault, ok := control.AsFault(err); ok {
 			status = http.StatusBadRequest
-			if fault.Kind == control.NotFound {
+			switch fault.Kind {
+			case control.NotFound:
 				status = http.StatusNotFound
+			case control.Conflict:
+				status = http.StatusConflict
 			}
 		}
 		message := struct {

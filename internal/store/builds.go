@@ -62,14 +62,14 @@ func (s *Store) BuildLog(ctx context.Context, environment string) ([]byte, error
 }
 
 // ReferencedLayers implements [control.BuildStore]. each may call the store.
-func (s *Store) ReferencedLayers(ctx context.Context, each func(baseDigest string, layers []string) error) error {
+func (s *Store) ReferencedLayers(ctx context.Context, each func(environment, baseDigest string, layers []string) error) error {
 	return walk(ctx, s, "reading referenced layers", scanBuild, `SELECT b.environment_id, b.wanted, b.status, b.base_digest, b.layers, b.document, b.updated_at
 FROM builds b JOIN environments e ON e.id = b.environment_id
 WHERE b.environment_id > $1 AND (e.archived_at IS NULL
   OR EXISTS (SELECT 1 FROM sessions s WHERE s.environment_id = e.id AND s.archived_at IS NULL))
 ORDER BY b.environment_id LIMIT $2`,
 		func(rec control.BuildRecord) string { return rec.Environment },
-		func(rec control.BuildRecord) error { return each(rec.BaseDigest, rec.Layers) })
+		func(rec control.BuildRecord) error { return each(rec.Environment, rec.BaseDigest, rec.Layers) })
 }
 
 // UnfinishedBuilds implements [control.BuildStore]. each may call the store.
@@ -80,4 +80,39 @@ WHERE e.id > $1 AND e.archived_at IS NULL
   AND (b.environment_id IS NULL OR b.status IN ('queued', 'building') OR b.updated_at < e.updated_at)
 ORDER BY e.id LIMIT $2`,
 		func(rec control.EnvironmentRecord) string { return rec.ID }, each)
+}
+
+func scanNumber(row scanner) (n int64, err error) {
+	err = row.Scan(&n)
+	return n, err
+}
+
+// LayerEpoch implements [control.BuildStore].
+func (s *Store) LayerEpoch(ctx context.Context, workspace string) (int64, error) {
+	epoch, err := one(ctx, s.read, scanNumber, `SELECT layer_epoch FROM workspaces WHERE id = $1`, workspace)
+	return epoch, wrap("reading the epoch of layers", err)
+}
+
+// RaiseLayerEpoch implements [control.BuildStore].
+func (s *Store) RaiseLayerEpoch(ctx context.Context, workspace string, atLeast int64) (epoch int64, err error) {
+	err = s.writes.write(ctx, func(tx *statements) error {
+		ctx := context.Background()
+		old, err := one(ctx, tx, scanNumber, `SELECT layer_epoch FROM workspaces WHERE id = $1`, workspace)
+		if err != nil {
+			return err
+		}
+		epoch = max(atLeast, old+1)
+		_, err = tx.exec(ctx, `UPDATE workspaces SET layer_epoch = $2 WHERE id = $1`, workspace, epoch)
+		return err
+	})
+	return epoch, wrap("raising the epoch of layers", err)
+}
+
+// EnvironmentWorkspace implements [control.BuildStore].
+func (s *Store) EnvironmentWorkspace(ctx context.Context, environment string) (string, error) {
+	workspace, err := one(ctx, s.read, func(row scanner) (id string, err error) {
+		err = row.Scan(&id)
+		return id, err
+	}, `SELECT workspace_id FROM environments WHERE id = $1`, environment)
+	return workspace, wrap("reading whose an environment is", err)
 }

@@ -103,13 +103,34 @@ func builds(t *testing.T, f *fixture) {
 		f.archiveEnv(rec.ID, at(10))
 	}
 	layers := map[string][]string{}
-	f.ok(f.ReferencedLayers(f.ctx, func(base string, keys []string) error {
+	f.ok(f.ReferencedLayers(f.ctx, func(_, base string, keys []string) error {
 		layers[base] = keys
 		return nil
 	}))
 	f.same(layers, map[string][]string{"sha256:b": {"l1", "l2"}, "live": nil})
+	// Epochs of layers only grow, each workspace's by itself.
+	for _, step := range []struct {
+		workspace     string
+		atLeast, want int64
+	}{{"w1", 0, 1}, {"w1", 100, 100}, {"w1", 50, 101}, {"w2", 7, 7}} {
+		raised, err := f.RaiseLayerEpoch(f.ctx, step.workspace, step.atLeast)
+		f.ok(err)
+		f.same(raised, step.want)
+		now, err := f.LayerEpoch(f.ctx, step.workspace)
+		f.ok(err)
+		f.same(now, step.want)
+	}
+	_, err = f.RaiseLayerEpoch(f.ctx, "w9", 1)
+	f.fails(err, control.ErrNoRecord)
+	_, err = f.LayerEpoch(f.ctx, "w9")
+	f.fails(err, control.ErrNoRecord)
+	owner, err := f.EnvironmentWorkspace(f.ctx, e.ID)
+	f.ok(err)
+	f.same(owner, e.Workspace)
+	_, err = f.EnvironmentWorkspace(f.ctx, "env_gone")
+	f.fails(err, control.ErrNoRecord)
 	stop := errors.New("stop")
-	f.fails(f.ReferencedLayers(f.ctx, func(string, []string) error { return stop }), stop)
+	f.fails(f.ReferencedLayers(f.ctx, func(string, string, []string) error { return stop }), stop)
 }
 
 // together runs n functions at the same time and collects their errors.

@@ -16,7 +16,7 @@ import (
 
 // testsOfTools are for engines that are [sandbox.Tools] too.
 var testsOfTools = map[string]func(*testing.T, *toolSuite){
-	"Shell": testShell, "ShellEnds": testShellEnds, "ShellOutput": testShellOutput, "FileTools": testFileTools, "ToolPaths": testToolPaths,
+	"Shell": testShell, "ShellAlone": testShellAlone, "ShellSignals": testShellSignals, "ShellEnds": testShellEnds, "ShellOutput": testShellOutput, "FileTools": testFileTools, "ToolPaths": testToolPaths,
 	"Search": testSearch, "ToolOnce": testToolOnce, "ToolCancel": testToolCancel, "ToolsLost": testToolsLost, "ToolsStopped": testToolsStopped,
 	"ToolsFullDisk": testToolsFullDisk, "ToolInput": testToolInput, "ToolsHibernate": testToolsHibernate, "ToolsRevive": testToolsRevive,
 }
@@ -100,7 +100,7 @@ func testShell(t *testing.T, s *toolSuite) {
 	s.want(t, id, bash("cd /tmp; export KEPT=1; f() { echo in f; }; (sleep 1000 &)"), "", false)
 	s.want(t, id, bash("pwd; echo $KEPT; f; pgrep -c sleep"), "/tmp\n1\nin f\n1\n\n", false)
 	s.want(t, id, bash("cat; read x || echo no input"), "no input\n\n", false)
-	s.want(t, id, bash("test -t 1 && echo a terminal; echo oops >&2"), "a terminal\noops\n\n", false)
+	s.want(t, id, bash("test -t 1 || echo no terminal; echo oops >&2"), "no terminal\noops\n\n", false)
 	s.want(t, id, bash("echo 'a!b' !$ \"x\ty\""), "a!b !$ x\ty\n\n", false)
 	s.want(t, id, bash("cat <<'END'\n$HOME\nEND\n# the end"), "$HOME\n\n", false)
 	s.want(t, id, bash("printf '\\033[31mred\\033[0m\\r\\n'"), "red\n\n", false)
@@ -118,6 +118,64 @@ func testShell(t *testing.T, s *toolSuite) {
 	s.want(t, id, tool{name: "bash", input: map[string]any{"restart": true}}, "bash session restarted", false)
 	s.want(t, id, bash("pwd; echo [$KEPT]; jobs"), "/workspace\n[]\n\n", false)
 	s.want(t, id, tool{name: "bash", input: map[string]any{"restart": true, "command": "echo anew"}}, "anew\n\n", false)
+}
+
+// testShellAlone: nobody is at a terminal, so what asks is told so at once.
+func testShellAlone(t *testing.T, s *toolSuite) {
+	id := s.create(t, nil)
+	s.want(t, id, bash("(: </dev/tty) 2>/dev/null || echo no terminal to ask at"), "no terminal to ask at\n\n", false)
+	s.want(t, id, bash("ps -o tty= -p $$; test -t 0 || test -t 2 || echo none"), "?\nnone\n\n", false)
+	s.want(t, id, bash("read -p 'Continue? ' x; echo \"$? [$x]\""), "1 []\n\n", false)
+	s.want(t, id, bash(`python3 -c 'input("name? ")' 2>&1 | tail -1`), "EOFError: EOF when reading a line\n\n", false)
+	s.want(t, id, bash("echo $PAGER $GIT_PAGER $MANPAGER $SYSTEMD_PAGER $GIT_TERMINAL_PROMPT $DEBIAN_FRONTEND"), "cat cat cat cat 0 noninteractive\n\n", false)
+	// A terminal is there for who wants one.
+	s.want(t, id, bash("script -qc tty /dev/null | tr -d 0-9"), "/dev/pts/\n\n", false)
+	// What the environment says wins.
+	id = s.create(t, func(spec *sandbox.Spec) { spec.Env = []string{"PAGER=less", "GIT_TERMINAL_PROMPT=1"} })
+	s.want(t, id, bash("echo $PAGER $GIT_TERMINAL_PROMPT $MANPAGER"), "less 1 cat\n\n", false)
+	// A mistake does not end the shell, a trace does not confuse it, and what was
+	// written before a time-out is told.
+	s.want(t, id, bash("KEPT=1; set -u; : $unset"), "bash: unset: unbound variable\n\n\nexit code: 1", true)
+	s.want(t, id, bash("set +u; echo $KEPT $not_set"), "1\n\n", false)
+	if r := s.run(t, id, bash("set -vx; true")); r.IsError {
+		t.Errorf("a trace: %+v", r)
+	}
+	if r := s.run(t, id, bash("set +vx; false")); !r.IsError || !strings.Contains(r.Text, "exit code: 1") {
+		t.Errorf("the end of a trace: %+v", r)
+	}
+	r := s.run(t, id, tool{name: "bash", input: map[string]any{"command": "python3 -c 'print(\"progress\"); import time; time.sleep(1000)'", "timeout_ms": 3000}})
+	if !strings.HasPrefix(r.Text, "progress\n") || !r.IsError {
+		t.Errorf("what was written before a time-out: %+v", r)
+	}
+}
+
+// ignoredSignals prints the signals that a program begins with ignored. gVisor's
+// /proc/self/status does not tell them.
+const ignoredSignals = `perl -e 'print join(" ", "ignored:", grep { ($SIG{$_} // "") eq "IGNORE" } qw(HUP INT QUIT PIPE TERM USR1 ALRM CHLD)), "\n"'`
+
+// testSignals: a program begins with the defaults, whoever starts it.
+func testSignals(t *testing.T, s *suite) {
+	id := s.create(t, nil)
+	if got := s.sh(t, id, ignoredSignals); got != "ignored:\n" {
+		t.Errorf("a command's program: %q", got)
+	}
+	if got := s.exec(t, id, sandbox.Command{Args: []string{"sh", "-c", ignoredSignals}, TTY: &sandbox.WindowSize{Rows: 24, Cols: 80}}); !strings.HasPrefix(got.Stdout, "ignored:\r\n") {
+		t.Errorf("a program on a terminal: %q", got.Stdout)
+	}
+}
+
+func testShellSignals(t *testing.T, s *toolSuite) {
+	id := s.create(t, nil)
+	s.want(t, id, bash(ignoredSignals), "ignored:\n\n", false)
+	s.want(t, id, bash("yes | head -1; find / 2>/dev/null | head -1"), "y\n/\n\n", false)
+	for _, signal := range []string{"HUP", "INT", "QUIT", "TERM", "PIPE"} {
+		s.want(t, id, bash(fmt.Sprintf("perl -e 'kill %s, $$'; kill -l $?", signal)), signal+"\n\n", false)
+		s.want(t, id, bash(fmt.Sprintf("bash -c 'trap \"echo trapped; exit\" %s; kill -%[1]s $$; sleep 1000'", signal)), "trapped\n\n", false)
+	}
+	// A server in the background ends when it is told to.
+	s.want(t, id, bash("{ python3 -c 'open(\"/tmp/up\", \"w\"); import time; time.sleep(1000)' & } 2>/dev/null; while [ ! -e /tmp/up ]; do sleep 0.01; done; kill $!; wait $!; kill -l $?"),
+		"TERM\n\n", false)
+	s.want(t, id, bash(`python3 -c 'import subprocess as s; p = s.Popen(["sleep", "1000"]); p.terminate(); print(p.wait())'`), "-15\n\n", false)
 }
 
 func testShellEnds(t *testing.T, s *toolSuite) {
@@ -150,7 +208,7 @@ func testShellOutput(t *testing.T, s *toolSuite) {
 		t.Errorf("output below the limit: %d bytes", len(r.Text))
 	}
 	// Programs that go on writing between calls disturb nobody.
-	s.run(t, id, bash("((while [ ! -e /tmp/stop ]; do echo noise; done; touch /tmp/stopped) >/dev/tty 2>&1 &)"))
+	s.run(t, id, bash("((while [ ! -e /tmp/stop ]; do echo noise; done; touch /tmp/stopped) </dev/null &)"))
 	r = s.run(t, id, bash("touch /tmp/stop; while [ ! -e /tmp/stopped ]; do sleep 0.01; done; sleep 0.2; echo last"))
 	if !strings.HasSuffix(r.Text, "last\n\n") && !strings.Contains(r.Text, "last\n\n\n[the whole") || r.IsError {
 		t.Errorf("noise from the background: %.200q", r.Text)

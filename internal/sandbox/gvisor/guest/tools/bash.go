@@ -14,7 +14,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"github.com/creack/pty"
 
@@ -37,13 +36,17 @@ type shell struct {
 	now *session
 }
 
-// session is one run of the shell, from start to restart.
+// session is one run of the shell, from start to restart. The shell has no
+// terminal: it reads what it is to do from a pipe, and all that runs in it writes
+// to another.
 type session struct {
 	cmd    *exec.Cmd
-	pty    *os.File
+	input  *os.File      // our end of the shell's standard input
+	output *os.File      // our end of the pipe that everything writes to; closed by drain
+	quirk  *os.File      // keeps the terminal there whose settings the shell sees to; see start
 	ended  chan struct{} // closed when the shell's process is gone
-	closed chan struct{} // closed when nothing more comes from the terminal
-	to     chan *output  // hands the terminal's reader the output to write to
+	closed chan struct{} // closed when nobody is left who could write
+	to     chan *output  // hands the reader of the pipe the output to write to
 }
 
 func newShell(dir string) *shell { return &shell{turn: make(chan struct{}, 1), dir: dir} }
@@ -119,7 +122,7 @@ func (s *shell) command(ctx context.Context, command string, timeout time.Durati
 	return say("%s", out.text(raw))
 }
 
-// exchange types a line, followed by a mark that no command can know and the
+// exchange sends the shell a line, followed by a mark that no command can know and the
 // status, and waits for the mark.
 func (s *shell) exchange(ctx context.Context, line string, timeout time.Duration, out *output) (raw []byte, status string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
@@ -132,10 +135,10 @@ func (s *shell) exchange(ctx context.Context, line string, timeout time.Duration
 	case <-s.now.closed:
 		return nil, "", errTerminated
 	}
-	// The mark is typed in two halves: should the terminal show what is typed,
-	// that is not the mark.
+	// The mark is sent in two halves: should the shell show what it reads (set -v
+	// and -x do), that is not the mark.
 	half := len(mark) / 2
-	if _, err := fmt.Fprintf(s.now.pty, "%s; printf '\\n%%s%%d\\n' '%s''%s' $?\n", line, mark[:half], mark[half:]); err != nil {
+	if _, err := fmt.Fprintf(s.now.input, "%s; printf '\\n%%s%%s%%d\\n' %s %s $?\n", line, mark[:half], mark[half:]); err != nil {
 		return nil, "", errTerminated
 	}
 	for {
@@ -157,72 +160,104 @@ func (s *shell) exchange(ctx context.Context, line string, timeout time.Duration
 	}
 }
 
-// start starts the shell on a terminal of its own.
+// start starts the shell in a session of its own that has no terminal: nobody
+// sits at one, so nothing may wait for a key or a password there. A program that
+// opens /dev/tty is told that there is none, and one that reads its standard
+// input finds the end at once.
+//
+// The shell itself is interactive all the same, so that a mistake in a command
+// does not end it. An interactive bash repairs the settings of its terminal
+// whenever a signal ended a program, and complains where it has none. So it
+// begins with one as its standard error, which it remembers for that purpose and
+// its programs never see.
 func (s *shell) start(dir string, env []string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	master, slave, err := pty.Open()
+	input, stdin, err := pipe(false)
 	if err != nil {
 		return err
 	}
-	defer slave.Close()
-	if err := setTerminal(slave); err != nil {
-		_ = master.Close()
+	defer stdin.Close()
+	from, stdout, err := pipe(true)
+	if err != nil {
+		_ = input.Close()
 		return err
 	}
-	cmd := exec.Command(program, "--noprofile", "--norc", "--noediting")
+	defer stdout.Close()
+	quirk, stderr, err := pty.Open()
+	if err != nil {
+		_, _ = input.Close(), from.Close()
+		return err
+	}
+	defer stderr.Close()
+	cmd := exec.Command(program, "--noprofile", "--norc", "--noediting", "-i")
 	cmd.Dir, cmd.Env = dir, shellEnv(env)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
-		_ = master.Close()
+		_, _, _ = input.Close(), from.Close(), quirk.Close()
 		return err
 	}
-	n := &session{cmd: cmd, pty: master, ended: make(chan struct{}), closed: make(chan struct{}), to: make(chan *output)}
+	n := &session{
+		cmd: cmd, input: input, output: from, quirk: quirk,
+		ended: make(chan struct{}), closed: make(chan struct{}), to: make(chan *output),
+	}
 	go func() { _ = cmd.Wait(); close(n.ended) }()
 	go n.drain()
 	s.now = n
-	_, _, err = s.exchange(context.Background(), "set +m +H", setUpTime, newOutput(""))
+	_, _, err = s.exchange(context.Background(), "exec 2>&1; set +m +H", setUpTime, newOutput(""))
 	return err
 }
 
-// setTerminal lets the terminal show nothing of what is typed and leave what is
-// written as it is.
-func setTerminal(slave *os.File) error {
-	var t syscall.Termios
-	if err := ioctl(slave, syscall.TCGETS, &t); err != nil {
-		return err
+// pipe makes a pipe. Our end is polled by this process; the other end blocks, as
+// programs expect of their standard files.
+func pipe(oursReads bool) (ours, theirs *os.File, err error) {
+	var fds [2]int
+	if err := syscall.Pipe2(fds[:], syscall.O_CLOEXEC); err != nil {
+		return nil, nil, fmt.Errorf("making a pipe: %w", err)
 	}
-	t.Lflag &^= syscall.ECHO
-	t.Oflag &^= syscall.ONLCR
-	return ioctl(slave, syscall.TCSETS, &t)
+	mine, other := fds[0], fds[1]
+	if !oursReads {
+		mine, other = other, mine
+	}
+	if err := syscall.SetNonblock(mine, true); err != nil {
+		_, _ = syscall.Close(mine), syscall.Close(other)
+		return nil, nil, fmt.Errorf("making a pipe: %w", err)
+	}
+	return os.NewFile(uintptr(mine), "pipe"), os.NewFile(uintptr(other), "pipe"), nil
 }
 
-func ioctl(f *os.File, request uintptr, t *syscall.Termios) error {
-	if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, f.Fd(), request, uintptr(unsafe.Pointer(t))); errno != 0 {
-		return fmt.Errorf("setting up the terminal: %w", errno)
-	}
-	return nil
+// nobodyThere tells programs that they are read by a program: no pager, no
+// question. The sandbox's own environment comes behind it and wins.
+var nobodyThere = []string{
+	"PAGER=cat", "GIT_PAGER=cat", "MANPAGER=cat", "SYSTEMD_PAGER=cat", "PSQL_PAGER=cat", "MYSQL_PAGER=cat", "GH_PAGER=cat", "BAT_PAGER=cat",
+	"DELTA_PAGER=cat", "AWS_PAGER=", "GIT_TERMINAL_PROMPT=0", "GCM_INTERACTIVE=never", "GH_PROMPT_DISABLED=1", "PIP_NO_INPUT=1",
+	"DEBIAN_FRONTEND=noninteractive", "DEBCONF_NONINTERACTIVE_SEEN=true", "NPM_CONFIG_YES=true",
+	// What a program has written by the time it is killed is told; Python holds
+	// it back from anything but a terminal.
+	"PYTHONUNBUFFERED=1",
 }
 
 // shellEnv is the sandbox's environment as the shell gets it.
 func shellEnv(env []string) []string {
 	env = slices.DeleteFunc(slices.Clone(env), func(v string) bool { return strings.HasPrefix(strings.ToUpper(v), "ANTHROPIC_") })
-	return append(env, "PS1=", "PS2=", "TERM=dumb", "HISTFILE=")
+	return slices.Concat(nobodyThere, env, []string{"PS1=", "PS2=", "TERM=dumb", "HISTFILE="})
 }
 
-// drain reads the terminal for as long as there is one, so that no program
-// waits for a reader. Between calls what comes is dropped.
+// drain reads what the shell and its programs write for as long as there is
+// somebody who could, also when the shell is gone, so that no program waits for a
+// reader. Between calls what comes is dropped.
 func (n *session) drain() {
 	defer close(n.closed)
+	defer n.output.Close()
 	out := newOutput("")
 	pieces := make(chan []byte)
 	go func() {
 		defer close(pieces)
 		for {
 			buf := make([]byte, 32<<10)
-			size, err := n.pty.Read(buf)
+			size, err := n.output.Read(buf)
 			if size > 0 {
 				pieces <- buf[:size]
 			}
@@ -244,7 +279,8 @@ func (n *session) drain() {
 	}
 }
 
-// stop ends the shell with all that runs on its terminal.
+// stop ends the shell with all that runs in its session. A program that has left
+// the session goes on; what it writes is dropped from here on.
 func (s *shell) stop() {
 	n := s.now
 	if n == nil {
@@ -253,8 +289,11 @@ func (s *shell) stop() {
 	s.now = nil
 	killSession(n.cmd.Process.Pid)
 	<-n.ended
-	_ = n.pty.Close()
-	<-n.closed
+	_, _ = n.input.Close(), n.quirk.Close()
+	select {
+	case n.to <- newOutput(""):
+	case <-n.closed:
+	}
 }
 
 // killSession kills the programs of a session, whatever groups they have made.

@@ -59,7 +59,7 @@ type call struct {
 // already, or with what hindered it. It belongs in a session of its own, with
 // the null device for its standard files.
 func Daemon() error {
-	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGPIPE)
+	outliveSignals()
 	syscall.Umask(0o022)
 	if err := os.MkdirAll(runDir, 0o700); err != nil {
 		return err
@@ -80,6 +80,14 @@ func Daemon() error {
 		return err
 	}
 	return newDaemon(runDir, journalDir).serve(l)
+}
+
+// outliveSignals lets signals that would end this process pass without effect.
+// They are caught, not ignored: programs inherit what is ignored, and would then
+// outlive the signals too.
+func outliveSignals() {
+	dropped := make(chan os.Signal, 1) // never read: the runtime drops what does not fit
+	signal.Notify(dropped, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGPIPE)
 }
 
 func socketPath() string { return filepath.Join(runDir, "tools.sock") }

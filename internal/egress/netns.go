@@ -85,7 +85,7 @@ func makePair(limits Limits) (_ *pair, err error) {
 		if p.runtime, err = netns.New(); err != nil {
 			return stepError("making runtime namespace", err)
 		}
-		if err := setSysctls(noIPv6()); err != nil {
+		if err := setSysctls(onlyLoopbackIPv6()); err != nil {
 			return stepError("setting up runtime namespace", err)
 		}
 		if p.gateway, err = netns.New(); err != nil {
@@ -109,6 +109,12 @@ type sysctl struct{ path, value string }
 
 func noIPv6() []sysctl {
 	return []sysctl{{"ipv6/conf/all/disable_ipv6", "1"}, {"ipv6/conf/default/disable_ipv6", "1"}}
+}
+
+// onlyLoopbackIPv6 gives the sandbox ::1, which servers of its own bind; no other
+// interface gets an IPv6 address, and the gateway has none to talk to.
+func onlyLoopbackIPv6() []sysctl {
+	return append(noIPv6(), sysctl{"ipv6/conf/lo/disable_ipv6", "0"})
 }
 
 // gatewaySysctls are set by hand because a new namespace takes its IPv4

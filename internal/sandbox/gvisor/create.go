@@ -161,8 +161,7 @@ func (e *Engine) build(ctx context.Context, p place, s sandbox.Spec) error {
 	if err := e.cgroups.create(s.ID, s.Limits); err != nil {
 		return err
 	}
-	cpus := min(max(2, int(math.Ceil(s.Limits.CPUs))), runtime.NumCPU())
-	l := launch{CgroupProcs: e.cgroups.procs(s.ID), MemoryBytes: s.Limits.MemoryBytes, CPUs: cpus}
+	l := launch{CgroupProcs: e.cgroups.procs(s.ID), MemoryBytes: s.Limits.MemoryBytes, CPUs: processors(s.Limits.CPUs)}
 	if err := writeJSON(filepath.Join(p.bundle(), launchFile), l); err != nil {
 		return err
 	}
@@ -176,6 +175,10 @@ func (e *Engine) build(ctx context.Context, p place, s sandbox.Spec) error {
 	e.log.DebugContext(ctx, "sandbox created", "sandbox", s.ID, clock.attr())
 	return nil
 }
+
+// processors is how many processors a sandbox sees: its limit, rounded up, as far
+// as the host has them.
+func processors(limit float64) int { return min(int(math.Ceil(limit)), runtime.NumCPU()) }
 
 // fill puts the spec's directories and files over the layers.
 func fill(root string, s sandbox.Spec) error {

@@ -35,6 +35,7 @@ func (e *Engine) gvisorConfig(p place, network bool) (*config.Config, error) {
 		"ignore-cgroups":    "true", // ours: gVisor's would move the server's own threads on cgroup v1
 		"in-sandbox-cgroup": "v2",   // the guest makes a cgroup in it that carries the limit on processes
 		"host-settings":     "ignore",
+		"allow-suid":        "true", // sudo and su for users other than root; what root may do inside is execCapabilities
 		"panic-log":         p.panicLog(),
 	}
 	if network {
@@ -92,6 +93,9 @@ func ociSpec(p place, s sandbox.Spec, guest string) *specs.Spec {
 			Capabilities: &specs.LinuxCapabilities{
 				Bounding: guestCapabilities, Effective: guestCapabilities, Permitted: guestCapabilities,
 			},
+			// For who asks (`ulimit -u`, `make -j`, thread pools). The cgroup inside
+			// is what holds the limit, for all users together.
+			Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_NPROC", Soft: uint64(s.Limits.Processes), Hard: uint64(s.Limits.Processes)}},
 		},
 		Mounts: []specs.Mount{
 			{Destination: "/proc", Type: "proc", Source: "proc"},

@@ -2,6 +2,8 @@ package sandboxtest
 
 import (
 	"errors"
+	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -90,6 +92,18 @@ os.setuid(1234)
 	}
 	if strings.Contains(got.Stdout, "escaped") || strings.Contains(got.Stdout, "v1") {
 		t.Errorf("got round the limit: %q", got.Stdout)
+	}
+}
+
+// testLimitsShown: programs that ask how much there is are told the limits.
+func testLimitsShown(t *testing.T, s *suite) {
+	host := runtime.NumCPU()
+	for limit, want := range map[float64]int{0.5: 1, 1: 1, 1.5: min(2, host), 2: min(2, host)} {
+		id := s.create(t, func(spec *sandbox.Spec) { spec.Limits.CPUs, spec.Limits.Processes = limit, 77 })
+		script := "nproc; grep -c ^processor /proc/cpuinfo; bash -c 'ulimit -u; ulimit -Hu'; python3 -c 'import os; print(os.cpu_count())'"
+		if got, want := s.sh(t, id, script), fmt.Sprintf("%d\n%[1]d\n77\n77\n%[1]d\n", want); got != want {
+			t.Errorf("a limit of %v processors and 77 processes is shown as %q, want %q", limit, got, want)
+		}
 	}
 }
 

@@ -38,7 +38,8 @@ func Run(t *testing.T, open Make) {
 		"Concurrent": testConcurrent, "Isolation": testIsolation, "Memory": testMemory, "Processes": testProcesses, "Disk": testDisk,
 		"Files": testFiles, "HostilePaths": testHostilePaths, "Tar": testTar, "TarHostile": testTarHostile,
 		"Tree": testTree, "Spec": testSpec, "LifeCycle": testLifeCycle, "Cancelled": testCancelled, "Usage": testUsage,
-		"Privileges": testPrivileges, "Signals": testSignals, "Hibernate": testHibernate, "Hibernated": testHibernated, "HibernateBusy": testHibernateBusy,
+		"Privileges": testPrivileges, "Signals": testSignals, "LimitsShown": testLimitsShown, "SetID": testSetID, "LoopbackSix": testLoopbackSix,
+		"ProcSys": testProcSys, "TerminalNamed": testTerminalNamed, "Hibernate": testHibernate, "Hibernated": testHibernated, "HibernateBusy": testHibernateBusy,
 		"Revive": testRevive,
 	} {
 		t.Run(name, func(t *testing.T) { t.Parallel(); test(t, s) })

@@ -1,13 +1,16 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"syscall"
 	"unsafe"
 )
@@ -83,7 +86,65 @@ func setUp(args []string) error {
 	if err := syscall.Mount("cgroup", mount, "cgroup2", flags, ""); err != nil {
 		return fmt.Errorf("mounting cgroups: %w", err)
 	}
+	if err := settleProc(); err != nil {
+		return err
+	}
 	return dropCapabilities()
+}
+
+// settleProc makes what programs look up below /proc/sys read as on Linux.
+func settleProc() error {
+	// A debugger may attach to a process of its own user.
+	if err := os.WriteFile("/proc/sys/kernel/yama/ptrace_scope", []byte("0"), 0); err != nil {
+		return fmt.Errorf("allowing debuggers: %w", err)
+	}
+	return completeSysFS()
+}
+
+// sysFS is what Linux has in /proc/sys/fs and gVisor has not. gVisor counts
+// neither watches nor open files of the whole system; what limits them is memory.
+var sysFS = map[string]string{
+	"file-max":                   "9223372036854775807",
+	"file-nr":                    "0\t0\t9223372036854775807",
+	"inotify/max_queued_events":  "16384",
+	"inotify/max_user_instances": "8192",
+	"inotify/max_user_watches":   "1048576",
+	"aio-max-nr":                 "65536",
+	"protected_hardlinks":        "0",
+	"protected_symlinks":         "0",
+	"suid_dumpable":              "0",
+}
+
+// completeSysFS lays a read-only memory file system with gVisor's own files and
+// the missing ones over /proc/sys/fs.
+func completeSysFS() error {
+	const dir = "/proc/sys/fs"
+	all := maps.Clone(sysFS)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		value, err := os.ReadFile(filepath.Join(dir, entry.Name()))
+		if err != nil {
+			return err
+		}
+		all[entry.Name()] = strings.TrimSuffix(string(value), "\n")
+	}
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", syscall.MS_NOSUID|syscall.MS_NODEV|syscall.MS_NOEXEC, "mode=0555,size=1m"); err != nil {
+		return fmt.Errorf("completing %s: %w", dir, err)
+	}
+	for name, value := range all {
+		path := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o555), os.WriteFile(path, []byte(value+"\n"), 0o444)); err != nil {
+			return fmt.Errorf("completing %s: %w", dir, err)
+		}
+	}
+	flags := uintptr(syscall.MS_REMOUNT | syscall.MS_RDONLY | syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_NOEXEC)
+	if err := syscall.Mount("", dir, "", flags, ""); err != nil {
+		return fmt.Errorf("completing %s: %w", dir, err)
+	}
+	return nil
 }
 
 // dropCapabilities gives up all capabilities in all threads.

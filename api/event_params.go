@@ -177,7 +177,7 @@ func bindToolResult(path string, n *node) (*CustomToolResultFields, error) {
 	if err := checkUseID(join(path, "custom_tool_use_id"), in.UseID); err != nil {
 		return nil, err
 	}
-	blocks, err := in.Content.blocks(join(path, "content"), []string{"text", "image", "document", "search_result"})
+	blocks, err := in.Content.blocks(join(path, "content"), resultBlocks)
 	out := &CustomToolResultFields{CustomToolUseID: in.UseID, Content: blocks}
 	if in.IsError.Given() {
 		out.IsError = &in.IsError.Value

@@ -104,11 +104,23 @@ func (s *Service) Agent(ctx context.Context, caller Caller, id string, version a
 	if err := checkVersion("version", version); err != nil {
 		return api.Agent{}, err
 	}
-	rec, err := s.store.Agent(ctx, caller.Workspace, id, version.Or(0))
+	rec, err := s.agentVersion(ctx, caller, id, version)
 	if err != nil {
-		return api.Agent{}, agentFault(id, err)
+		return api.Agent{}, err
 	}
 	return agentReply(rec)
+}
+
+// agentVersion reads a version of an agent, the newest when version is absent.
+func (s *Service) agentVersion(ctx context.Context, caller Caller, id string, version api.Opt[int]) (AgentRecord, error) {
+	rec, err := s.store.Agent(ctx, caller.Workspace, id, version.Or(0))
+	if errors.Is(err, ErrNoRecord) && version.Given() {
+		// The agent may be there without that version.
+		if _, newest := s.store.Agent(ctx, caller.Workspace, id, 0); newest == nil {
+			return rec, &Fault{Kind: NotFound, Message: fmt.Sprintf("Agent %s has no version %d.", printable(id), version.Value), Cause: err}
+		}
+	}
+	return rec, agentFault(id, err)
 }
 
 // UpdateAgent publishes a new version, unless the request changes nothing. A

@@ -1,9 +1,13 @@
 package control
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,8 +23,10 @@ const (
 // SendEvents stores events that a client sends and tells the agent loop.
 //
 // A custom tool's result enters the log at once, the others wait in the queue
-// until the loop takes them. A confirmation or result that was given already is
-// answered with what was stored then, so that a repeated request does no harm.
+// until the loop takes them. A session that has something to do after that is
+// running when it is acknowledged. A confirmation or result that was given already
+// is answered with what was stored then, so that a repeated request does no harm;
+// one that contradicts it is refused.
 func (s *Service) SendEvents(ctx context.Context, caller Caller, id string, req api.EventsSend) (api.EventsSent, error) {
 	if err := checkSend(req.Events); err != nil {
 		return api.EventsSent{}, err
@@ -254,16 +260,83 @@ func (s *sending) decide(state LogState, now time.Time) (LogChange, error) {
 	if err := checkQueue(rec.ID, queued, change.Queue); err != nil {
 		return change, err
 	}
-	if len(change.Log) > 0 && rec.Status == api.SessionIdle {
-		// A result that enters the log makes the session run in the same moment,
-		// or a server that is killed now would never take it up.
+	if rec.Status != api.SessionIdle {
+		return change, nil
+	}
+	return change, s.follow(&change, rec, d, queued)
+}
+
+// follow gives an idle session the status that follows from what was sent, in the
+// same moment: whoever reads the session after the acknowledgement finds it running
+// if there is something to do, and a server that is killed now takes it up.
+func (s *sending) follow(change *LogChange, rec SessionRecord, d sessionDocument, queued []EventRecord) error {
+	added := slices.Concat(change.Log, change.Queue)
+	if len(added) == 0 {
+		return nil // all of it was sent before
+	}
+	runs := len(d.Waiting) == 0 && slices.ContainsFunc(added, func(e EventRecord) bool { return e.Type == api.EventUserMessage })
+	var left []string
+	if len(d.Waiting) > 0 {
+		var err error
+		if left, err = StillWaiting(d.Waiting, slices.Concat(queued, added)); err != nil {
+			return err
+		}
+		runs = len(left) == 0
+	}
+	switch {
+	case runs:
 		begin, err := s.service.statusEvents(rec, api.EventSessionRunning, api.EventThreadRunning)
 		if err != nil {
-			return change, err
+			return err
 		}
 		change.Log = append(begin, change.Log...)
+	case len(change.Log) > 0: // some of the results that it waits for
+		idle, err := s.service.waitEvents(d, left)
+		if err != nil {
+			return err
+		}
+		change.Log = append(change.Log, idle...)
 	}
-	return change, nil
+	return nil
+}
+
+// StillWaiting are the uses among waiting that none of the events answers, in
+// their order.
+func StillWaiting(waiting []string, events []EventRecord) ([]string, error) {
+	left := slices.Clone(waiting)
+	for _, e := range events {
+		if e.Type != api.EventUserToolConfirmation && e.Type != api.EventUserCustomToolResult {
+			continue
+		}
+		use, err := answeredUse(e)
+		if err != nil {
+			return nil, err
+		}
+		left = slices.DeleteFunc(left, func(id string) bool { return id == use })
+	}
+	return left, nil
+}
+
+// waitEvents let a session wait on for the answers to uses.
+func (s *Service) waitEvents(d sessionDocument, uses []string) (events []EventRecord, err error) {
+	idle := api.IdleFields{StopReason: api.StopReason{Type: api.StopRequiresAction, EventIDs: uses}}
+	for _, e := range []struct {
+		kind   string
+		fields any
+	}{
+		{api.EventThreadIdle, api.ThreadIdleFields{ThreadFields: d.thread(), IdleFields: idle}},
+		{api.EventSessionUsage, nil}, // filled in from the session's totals
+		{api.EventSessionIdle, idle},
+	} {
+		made := EventRecord{ID: s.turns.EventID(), Type: e.kind}
+		if e.fields != nil {
+			if made.Fields, err = json.Marshal(e.fields); err != nil {
+				return nil, fmt.Errorf("writing an event: %w", err)
+			}
+		}
+		events = append(events, made)
+	}
+	return events, nil
 }
 
 // store puts the events of the request where they belong, unless they are there.
@@ -286,6 +359,9 @@ func (s *sending) store(change *LogChange, d sessionDocument, queued []EventReco
 	for i, p := range s.params {
 		use := useAnswered(p)
 		if e, ok := given[use]; ok && use != "" {
+			if err := sameAnswer(fmt.Sprintf("events[%d]", i), use, e, p); err != nil {
+				return err
+			}
 			s.ids = append(s.ids, e.ID)
 			s.before[e.ID] = e
 			continue
@@ -309,6 +385,49 @@ func (s *sending) store(change *LogChange, d sessionDocument, queued []EventReco
 		}
 	}
 	return nil
+}
+
+// sameAnswer holds that a use is not answered again in another way: a client that
+// repeats a request gets what was stored, one that changes its mind is told that it
+// is too late.
+func sameAnswer(at, use string, given EventRecord, again api.EventParams) error {
+	text, err := again.Fields()
+	if err != nil {
+		return fmt.Errorf("writing the fields of an event: %w", err)
+	}
+	before, err := answerValue(given.Fields)
+	if err != nil {
+		return err
+	}
+	now, err := answerValue(text)
+	if err != nil {
+		return err
+	}
+	if !reflect.DeepEqual(before, now) {
+		return badField(at, "%s has been answered already, and differently", use)
+	}
+	return nil
+}
+
+// answerValue is what an answer says, for comparing: what is absent counts as what
+// it stands for.
+func answerValue(fields []byte) (map[string]any, error) {
+	var value map[string]any
+	dec := json.NewDecoder(bytes.NewReader(fields))
+	dec.UseNumber()
+	if err := dec.Decode(&value); err != nil {
+		return nil, fmt.Errorf("reading the fields of an answer: %w", err)
+	}
+	if value["is_error"] == false {
+		delete(value, "is_error")
+	}
+	if content, ok := value["content"].([]any); ok && len(content) == 0 {
+		delete(value, "content")
+	}
+	if value["deny_message"] == "" {
+		delete(value, "deny_message")
+	}
+	return value, nil
 }
 
 // allowed tells whether a session takes an event in the state it is in.

@@ -69,9 +69,20 @@ func (s *Service) CreateSession(ctx context.Context, caller Caller, req api.Sess
 		s.runtime.SessionCreated(rec)
 	}
 	if len(initial) > 0 {
+		// Whoever reads the session after this finds it running. If the change fails,
+		// the loop makes it when it takes the first event.
+		if running, _, err := s.turns.change(ctx, caller.Workspace, rec.ID, s.beginInitial); err == nil {
+			rec = running
+		}
 		s.loop.Wake(rec)
 	}
 	return s.sessionReply(rec)
+}
+
+// beginInitial begins the turn of a new session's initial events.
+func (s *Service) beginInitial(state LogState, _ time.Time) (change LogChange, err error) {
+	change.Log, err = s.statusEvents(state.Session, api.EventSessionRunning, api.EventThreadRunning)
+	return change, err
 }
 
 // initialEvents are the events that a session begins with, as they wait in its
@@ -137,9 +148,9 @@ func (s *Service) sessionConfig(ctx context.Context, caller Caller, id string) (
 
 // sessionAgent is the agent that a new session runs, with its overrides.
 func (s *Service) sessionAgent(ctx context.Context, caller Caller, choice api.AgentChoice) (api.SessionAgent, error) {
-	rec, err := s.store.Agent(ctx, caller.Workspace, choice.ID, choice.Version.Or(0))
+	rec, err := s.agentVersion(ctx, caller, choice.ID, choice.Version)
 	if err != nil {
-		return api.SessionAgent{}, agentFault(choice.ID, err)
+		return api.SessionAgent{}, err
 	}
 	if !rec.ArchivedAt.IsZero() {
 		return api.SessionAgent{}, Faultf(Invalid, "Agent %s is archived.", rec.ID)

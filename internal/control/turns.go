@@ -226,16 +226,20 @@ func (t *Turns) Commit(ctx context.Context, step Step) (SessionRecord, []EventRe
 }
 
 // Report appends a session.error to a session's log, for what happened to it
-// outside of the agent loop. terminal says that the session cannot go on;
-// otherwise it goes on. A session that is archived or gone is not told.
-func (t *Turns) Report(ctx context.Context, rec SessionRecord, words string, terminal bool) error {
-	e := api.SessionError{Type: api.ErrorUnknown, Message: words, RetryStatus: api.RetryStatus{Type: api.RetryRetrying}}
-	if terminal {
-		e.RetryStatus.Type = api.RetryTerminal
-	}
-	text, err := json.Marshal(api.ErrorFields{Error: e})
+// outside of the agent loop. The session goes on, so that the error is never
+// terminal. once leaves out what the log has said in the same words before. A
+// session that is archived or gone is not told.
+func (t *Turns) Report(ctx context.Context, rec SessionRecord, words string, once bool) error {
+	text, err := json.Marshal(api.ErrorFields{Error: api.SessionError{
+		Type: api.ErrorUnknown, Message: words, RetryStatus: api.RetryStatus{Type: api.RetryRetrying},
+	}})
 	if err != nil {
 		return fmt.Errorf("writing an error event: %w", err)
+	}
+	if once {
+		if said, err := t.said(ctx, rec.ID, words); err != nil || said {
+			return err
+		}
 	}
 	_, _, err = t.change(ctx, rec.Workspace, rec.ID, func(state LogState, _ time.Time) (LogChange, error) {
 		if !state.Session.ArchivedAt.IsZero() {
@@ -247,6 +251,24 @@ func (t *Turns) Report(ctx context.Context, rec SessionRecord, words string, ter
 		return nil
 	}
 	return err
+}
+
+// said tells whether the newest errors of a session's log have one with these words.
+func (t *Turns) said(ctx context.Context, session, words string) (bool, error) {
+	errs, _, err := t.store.Events(ctx, session, EventFilter{Types: []string{api.EventSessionError}}, EventPage{Descending: true, Limit: 100})
+	if err != nil {
+		return false, fmt.Errorf("reading the errors of %s: %w", session, err)
+	}
+	for _, e := range errs {
+		var f api.ErrorFields
+		if err := e.read(&f); err != nil {
+			return false, err
+		}
+		if f.Error.Message == words {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // ErrEnded says that a session is archived, so that its log has ended.

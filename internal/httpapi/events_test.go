@@ -305,6 +305,81 @@ func TestConfirmation(t *testing.T) {
 	}
 }
 
+// TestContradiction: a use is answered once. The same answer again is met with what
+// was stored, another one is refused.
+func TestContradiction(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	id := r.session("")
+	path := "/v1/sessions/" + id + "/events"
+	use := func(word, kind string) string {
+		r.send(id, message(word))
+		events := r.until(id, kind, "session.thread_status_idle", "session.usage", "session.status_idle")
+		return fmt.Sprint(events[len(events)-4]["id"])
+	}
+	check := func(first string, equal, other []string) {
+		t.Helper()
+		stored := r.send(id, first)[0]["id"]
+		r.until(id, turn[3:]...)
+		for _, again := range equal {
+			if got := r.send(id, again)[0]["id"]; got != stored {
+				t.Errorf("%s again is %v, want %v", again, got, stored)
+			}
+		}
+		for _, change := range other {
+			got := r.ask("POST", path, `{"events":[`+change+`]}`)
+			if got.status != 400 || !strings.HasSuffix(got.message(), "has been answered already, and differently") {
+				t.Errorf("%s: %d %s", change, got.status, got.text)
+			}
+		}
+	}
+	asked := use("ask", "agent.tool_use")
+	confirm := func(rest string) string {
+		return `{"type":"user.tool_confirmation","tool_use_id":"` + asked + `",` + rest + `}`
+	}
+	both := r.ask("POST", path, `{"events":[`+confirm(`"result":"allow"`)+`,`+confirm(`"result":"deny"`)+`]}`)
+	if both.status != 400 || !strings.HasPrefix(both.message(), "events[1]: ") {
+		t.Errorf("allow and deny at once: %d %s", both.status, both.text)
+	}
+	check(confirm(`"result":"deny","deny_message":"no"`), []string{confirm(`"deny_message":"no","result":"deny"`)},
+		[]string{confirm(`"result":"allow"`), confirm(`"result":"deny"`), confirm(`"result":"deny","deny_message":"never"`)})
+	waits := use("custom", "agent.custom_tool_use")
+	result := func(rest string) string {
+		return `{"type":"user.custom_tool_result","custom_tool_use_id":"` + waits + `"` + rest + `}`
+	}
+	check(result(`,"content":[{"type":"text","text":"v"}]`),
+		[]string{result(`,"is_error":false,"content":[{"text":"v","type":"text"}]`)},
+		[]string{result(``), result(`,"content":[{"type":"text","text":"w"}]`), result(`,"is_error":true,"content":[{"type":"text","text":"v"}]`)})
+}
+
+// TestRunningWhenAcknowledged: a session with something to do is running when what
+// it has to do is acknowledged, whether the loop has looked or not.
+func TestRunningWhenAcknowledged(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	r.loop.Close() // nobody takes anything up
+	status := func(id string) string { return r.must("GET", "/v1/sessions/"+id, "").str("status") }
+	id := r.session("")
+	if got := status(id); got != "idle" {
+		t.Errorf("a new session is %s", got)
+	}
+	r.send(id, `{"type":"user.interrupt"}`)
+	if got := status(id); got != "idle" {
+		t.Errorf("after an interrupt alone it is %s", got)
+	}
+	r.send(id, message("hello"))
+	r.send(id, message("again"))
+	if got := status(id); got != "running" {
+		t.Errorf("after a message it is %s", got)
+	}
+	if got := types(r.events(id, "")); !slices.Equal(got, []string{"session.status_running", "session.thread_status_running", "user.interrupt*", "user.message*", "user.message*"}) {
+		t.Errorf("the log is %v", got)
+	}
+	if got := status(r.session(`"initial_events":[` + message("hello") + `]`)); got != "running" {
+		t.Errorf("a session with initial events is %s", got)
+	}
+}
+
 // TestCustomTool: a result enters the log at once, and makes the session run in
 // the same moment.
 func TestCustomTool(t *testing.T) {

@@ -163,7 +163,7 @@ func TestSessionRefused(t *testing.T) {
 		{"budget", create(agent, env, `"budget":{"type":"limit"}`), 400, "budget: not supported yet by this server"},
 		{"unknown", create(agent, env, `"color":1`), 400, "color: Extra inputs are not permitted"},
 		{"foreign agent", create("agent_x", env, ""), 404, "Agent agent_x not found."},
-		{"foreign version", create(`{"type":"agent","id":"`+agent+`","version":9}`, env, ""), 404, "Agent " + agent + " not found."},
+		{"foreign version", create(`{"type":"agent","id":"`+agent+`","version":9}`, env, ""), 404, "Agent " + agent + " has no version 9."},
 		{"foreign environment", create(agent, "env_x", ""), 404, "Environment env_x not found."},
 		{"archived environment", create(agent, archivedEnv, ""), 400, "Environment " + archivedEnv + " is archived."},
 		{"archived agent", create(archivedAgent, env, ""), 400, "Agent " + archivedAgent + " is archived."},

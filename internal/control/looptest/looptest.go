@@ -119,9 +119,14 @@ func (p *Player) step(workspace, session string) (bool, error) {
 		return false, err
 	}
 	answered := false
+	took := false // a message since the session began to run
 	for _, e := range log {
 		s.last = e.Seq
 		switch e.Type {
+		case api.EventSessionRunning:
+			took = false
+		case api.EventUserMessage:
+			took = true
 		case api.EventAgentToolUse, api.EventAgentCustomToolUse:
 			s.open, answered = e, false
 		case api.EventUserCustomToolResult:
@@ -143,7 +148,7 @@ func (p *Player) step(workspace, session string) (bool, error) {
 			return true, s.confirmed(e)
 		}
 	}
-	if s.open.ID != "" || len(queue) == 0 || rec.Status == api.SessionRunning {
+	if s.open.ID != "" || len(queue) == 0 || rec.Status == api.SessionRunning && took {
 		return false, nil // it waits, or hangs
 	}
 	return true, s.told(queue[0])

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -77,7 +78,17 @@ func read() (*Document, error) {
 		return nil, fmt.Errorf("the document has no paths")
 	}
 	d := &Document{raw: raw, paths: paths, compiler: jsonschema.NewCompiler(), schemas: map[string]*jsonschema.Schema{}}
+	d.compiler.UseRegexpEngine(pattern)
 	return d, d.compiler.AddResource("openapi.json", doc)
+}
+
+// unicodeEscape is how the document's patterns write a character that Go's
+// expressions write as \x{…}.
+var unicodeEscape = regexp.MustCompile(`\\u([0-9a-fA-F]{4})`)
+
+// pattern compiles a pattern of the document.
+func pattern(text string) (jsonschema.Regexp, error) {
+	return regexp.Compile(unicodeEscape.ReplaceAllString(text, `\x{$1}`))
 }
 
 // find returns the key of the path that a request path matches, preferring the

@@ -93,13 +93,19 @@ func characters(text string, n int) (string, bool) {
 	return text, false
 }
 
-// fit keeps a text that is too long for a result in a file of the sandbox, and
-// gives its beginning with the place of the rest.
+// fit gives the beginning of a text that is too long for a result, with the place
+// of the rest.
 func (s *Session) fit(ctx context.Context, call Call, text string) string {
 	head, cut := characters(text, maxCharacters)
 	if !cut {
 		return text
 	}
+	return head + "\n" + s.keepWhole(ctx, call, text)
+}
+
+// keepWhole keeps a text that is too long for a result in a file of the sandbox,
+// and says where.
+func (s *Session) keepWhole(ctx context.Context, call Call, text string) string {
 	path := spillDir + "/" + call.ID + ".txt"
 	input := block(map[string]string{"file_path": path, "content": text})
 	note := "the rest could not be kept"
@@ -112,7 +118,7 @@ func (s *Session) fit(ctx context.Context, call Call, text string) string {
 			note = fmt.Sprintf("the whole text, %d bytes, is in %s", len(text), path)
 		}
 	}
-	return head + "\n[output truncated: " + note + "]"
+	return "[output truncated: " + note + "]"
 }
 
 // oneLine makes text fit for a heading or an error.

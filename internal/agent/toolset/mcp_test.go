@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -135,7 +136,7 @@ func TestMCP(t *testing.T) {
 			t.Errorf("%q is not offered:\n%s", want, got)
 		}
 	}
-	if strings.Contains(got, "hidden") || len(names) != 8 {
+	if strings.Contains(got, "hidden") || len(names) != 9 {
 		t.Errorf("offered:\n%s", got)
 	}
 	call := func(name string, input any, want string, isError bool) {
@@ -157,6 +158,7 @@ func TestMCP(t *testing.T) {
 		string(others[0]) != `{"type":"image","source":{"type":"base64","media_type":"image/png","data":"iVBORw0KGgo="}}` {
 		t.Errorf("picture: %s", others)
 	}
+	mixedMCP(t, s)
 	if text, _, r := run(t, s, toolset.Call{Server: "no server", Name: "add"}, nil); !r.IsError || !strings.Contains(text, "no MCP server") {
 		t.Errorf("another server: %q", text)
 	}
@@ -183,6 +185,35 @@ func TestMCP(t *testing.T) {
 	}
 	if _, failed := s.Tools(t.Context()); len(failed) != 1 || failed[0].Server != "my server" || failed[0].Auth {
 		t.Errorf("a server that is gone: %+v", failed)
+	}
+}
+
+// mixedMCP holds that a result keeps the server's order, also when it is too long.
+func mixedMCP(t *testing.T, s *toolset.Session) {
+	t.Helper()
+	for words, want := range map[int]string{
+		5:      "text aaaaa, image, text bbbbb, image, text ccccc",
+		60_000: "text aaaaa…, image, text bbbbb…[output truncated: the whole text, 180002 bytes, is in FILE], image",
+	} {
+		_, _, r := run(t, s, toolset.Call{Server: "my server", Name: "mixed"}, map[string]int{"words": words})
+		var got []string
+		for _, raw := range r.Content {
+			var b struct{ Type, Text string }
+			if err := json.Unmarshal(raw, &b); err != nil {
+				t.Fatal(err)
+			}
+			if len(b.Text) > 1000 {
+				_, note, _ := strings.Cut(b.Text, "\n")
+				if at := strings.Index(note, " is in "); at >= 0 {
+					note = note[:at] + " is in FILE]"
+				}
+				b.Text = b.Text[:5] + "…" + note
+			}
+			got = append(got, strings.TrimSpace(b.Type+" "+b.Text))
+		}
+		if order := strings.Join(got, ", "); order != want || r.IsError {
+			t.Errorf("%d: error %t, %s\nwant %s", words, r.IsError, order, want)
+		}
 	}
 }
 

@@ -39,6 +39,12 @@ def picture() -> Image:
     return Image(data=b"\x89PNG\r\n\x1a\n", format="png")
 
 
+@server.tool(structured_output=False)
+def mixed(words: int) -> list:
+    """Texts and pictures in turn: with words in each text."""
+    return ["a" * words, Image(data=b"\x89PNG\r\n\x1a\n", format="png"), "b" * words, Image(data=b"GIF89a", format="gif"), "c" * words]
+
+
 @server.tool()
 def hidden() -> str:
     return "hidden"

@@ -130,7 +130,8 @@ func TestAuto(t *testing.T) {
 			continue
 		}
 		u := fields[api.ToolUseFields](t, e)
-		if u.EvaluatedPermission != want[u.Name] || u.Evaluation.Type != "auto" || u.Evaluation.EvaluatedPermission.Type != want[u.Name] {
+		if u.EvaluatedPermission != want[u.Name] || u.Evaluation.Type != "auto" || u.Evaluation.EvaluatedPermission.Type != want[u.Name] ||
+			(want[u.Name] == "ask") != (u.Evaluation.EvaluatedPermission.ReasonCode == "indeterminate") {
 			t.Errorf("%s: %s", u.Name, e.Fields)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/atoll-run/atoll/api"
+	"github.com/atoll-run/atoll/internal/agent/toolset"
 	"github.com/atoll-run/atoll/internal/control"
 )
 
@@ -23,26 +24,32 @@ func (c *conversation) needsCompaction(m *Client) bool {
 }
 
 // tooLong handles a request that did not fit: the conversation is compacted,
-// unless that was just done.
-func (r *run) tooLong() error {
-	end := r.requestEnd(api.ModelUsage{}, true, nil)
-	if r.conv.reduced || len(r.conv.messages) < 2 {
+// unless that was just done. used are the tokens of the request.
+func (r *run) tooLong(used api.ModelUsage) error {
+	end := r.requestEnd(used, true, nil)
+	switch {
+	case r.conv.reduced:
 		return r.giveUp([]control.EventRecord{end}, api.ErrorCompactionLimit,
-			"The conversation does not fit the model's context window, and compacting it did not help.", api.StopRetriesExhausted)
+			"The conversation does not fit the model's context window, and compacting it did not help.")
+	case len(r.conv.messages) < 2:
+		return r.giveUp([]control.EventRecord{end}, api.ErrorCompactionLimit,
+			"The conversation does not fit the model's context window, and it is one message alone, which cannot be compacted.")
 	}
 	if err := r.record(end); err != nil {
 		return err
 	}
-	return r.compact(nil)
+	return r.compact(nil, nil)
 }
 
 // compact replaces the conversation by the model's summary of it. The input, what
 // the user said last and the system messages, which hold for all that follows,
-// stay as they are.
-func (r *run) compact(first []control.EventRecord) error {
+// stay as they are. first are events that come before; among them are those that
+// tell of missing.
+func (r *run) compact(first []control.EventRecord, missing []*toolset.ServerError) error {
 	if err := r.commit(append(first, r.event(api.EventModelRequestStart, nil))...); err != nil {
 		return err
 	}
+	r.markTold(missing)
 	whole := r.conv.messages
 	old, kept := splitForSummary(whole)
 	req := r.modelRequest()
@@ -50,20 +57,20 @@ func (r *run) compact(first []control.EventRecord) error {
 	rep, _, err := r.request(req, false)
 	if err != nil {
 		if classify(err).tooLong && !errors.Is(err, errInterrupted) {
-			end := r.requestEnd(api.ModelUsage{}, true, nil)
+			end := r.requestEnd(rep.usage, true, nil)
 			return r.giveUp([]control.EventRecord{end}, api.ErrorCompactionLimit,
-				"The conversation does not fit the model's context window, not even to be summarized.", api.StopRetriesExhausted)
+				"The conversation does not fit the model's context window, not even to be summarized.")
 		}
-		return r.requestFailed(err)
+		return r.requestFailed(err, rep.usage)
 	}
 	var summary string
 	for _, b := range rep.blocks {
-		if b.kind == "text" {
+		if b.kind == "text" && rep.stop != stopRefusal {
 			summary += b.text
 		}
 	}
 	if strings.TrimSpace(summary) == "" {
-		return r.requestFailed(errors.New("the model gave no summary"))
+		return r.requestFailed(errNoSummary, rep.usage)
 	}
 	begin := textBlock("%s", fmt.Sprintf("The conversation before this was replaced by this summary of it:\n\n%s", summary))
 	next := []message{{"user", append([]json.RawMessage{begin}, kept...)}}
@@ -72,6 +79,9 @@ func (r *run) compact(first []control.EventRecord) error {
 	done.Private = mustJSON(compactedPrivate{next})
 	return r.record(r.requestEnd(rep.usage, false, nil), done)
 }
+
+// errNoSummary says that the model answered the question for a summary without one.
+var errNoSummary = errors.New("the model gave no summary of the conversation, which has to be compacted")
 
 // splitForSummary parts the conversation into what is summarized and the blocks
 // that are kept: what the user said since the model's last reply, without the

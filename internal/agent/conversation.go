@@ -22,11 +22,14 @@ type conversation struct {
 	request  string // id of the span.model_request_start without an end, or empty
 	stop     string // the stop reason of the last reply; empty before the first and while a request is open
 	details  *api.StopDetails
-	waiting  []string // the event ids that the last idle waits for
-	failed   int      // requests that failed in a row
-	requests int      // requests of this turn that succeeded
-	tokens   int      // size of the conversation at the last reply
-	reduced  bool     // compacted, and no reply since
+	waiting  []string        // the event ids that the last idle waits for
+	failed   int             // requests that failed in a row
+	requests int             // requests of this turn that succeeded
+	unusable int             // replies in a row with calls of which none was fit to run
+	fresh    bool            // the turn has begun, and nothing of it was taken from the queue yet
+	tokens   int             // size of the conversation at the last reply
+	reduced  bool            // compacted, and no reply since
+	toolIDs  map[string]bool // the model's ids of all its tool uses
 }
 
 // use is a tool use of the model's last reply.
@@ -38,14 +41,16 @@ type use struct {
 	call     toolset.Call
 	decision string // allow, ask, deny
 	deny     string // why it was denied
+	problem  string // why it can never run; empty when the model gave a whole call
 	done     bool   // it has a result
 	at       time.Time
 }
 
 // usePrivate is what is kept beside a use event.
 type usePrivate struct {
-	ToolUse string `json:"tool_use"`
-	Broken  bool   `json:"broken,omitempty"`
+	ToolUse string `json:"tool_use"`          // the id by which the model knows the call
+	Problem string `json:"problem,omitempty"` // why the call cannot run, in words for the model
+	Broken  bool   `json:"broken,omitempty"`  // cut off; written by servers that kept no Problem
 	Unknown bool   `json:"unknown,omitempty"` // the model made the name up
 }
 
@@ -83,7 +88,7 @@ func (c *conversation) apply(e control.EventRecord) error {
 	case api.EventAgentToolResult, api.EventAgentMCPToolResult, api.EventUserCustomToolResult:
 		err = c.applyResult(e)
 	case api.EventModelRequestStart:
-		c.request, c.stop, c.uses = e.ID, "", nil
+		c.request, c.stop, c.uses, c.fresh = e.ID, "", nil, false
 	case api.EventModelRequestEnd:
 		err = c.applyEnd(e)
 	case api.EventContextCompacted:
@@ -102,6 +107,7 @@ func (c *conversation) applyMessage(e control.EventRecord) error {
 	if err := json.Unmarshal(e.Fields, &f); err != nil {
 		return err
 	}
+	c.fresh = false
 	if e.Type == api.EventSystemMessage {
 		c.messages = addSystem(c.messages, written(f.Content)...)
 	} else {
@@ -114,19 +120,20 @@ func (c *conversation) applyStatus(e control.EventRecord) error {
 	switch e.Type {
 	case api.EventSessionRunning:
 		if c.status != api.SessionRescheduling && len(c.waiting) == 0 {
-			c.requests, c.failed = 0, 0 // a new turn
+			c.requests, c.failed, c.unusable = 0, 0, 0 // a new turn
+			c.fresh = c.status != api.SessionRunning
 		}
 		c.status, c.waiting = api.SessionRunning, nil
 	case api.EventSessionRescheduled:
 		c.status = api.SessionRescheduling
 	case api.EventSessionTerminated:
-		c.status = api.SessionTerminated
+		c.status, c.fresh = api.SessionTerminated, false
 	case api.EventSessionIdle:
 		var f api.IdleFields
 		if err := json.Unmarshal(e.Fields, &f); err != nil {
 			return err
 		}
-		c.status, c.waiting, c.failed = api.SessionIdle, f.StopReason.EventIDs, 0
+		c.status, c.waiting, c.failed, c.fresh = api.SessionIdle, f.StopReason.EventIDs, 0, false
 	}
 	return nil
 }
@@ -152,9 +159,17 @@ func (c *conversation) applyUse(e control.EventRecord) error {
 	default:
 		u.kind = toolset.KindCustom
 	}
+	if p.Broken {
+		p.Problem = "The input of this call was cut off at the token limit of the reply. Send less at once."
+	}
+	u.problem = p.Problem
+	if c.toolIDs == nil {
+		c.toolIDs = map[string]bool{}
+	}
+	c.toolIDs[u.toolUse] = true
 	switch {
-	case p.Broken:
-		u.deny = "The input of this call was cut off at the token limit of the reply. Send less at once."
+	case p.Problem != "":
+		u.deny = p.Problem
 	case p.Unknown:
 		u.deny = fmt.Sprintf("There is no tool %q.", f.Name)
 	case u.decision == "deny":
@@ -235,11 +250,16 @@ func (c *conversation) applyEnd(e control.EventRecord) error {
 		return err
 	}
 	c.requests++
+	if len(c.uses) > 0 && !slices.ContainsFunc(c.uses, func(u *use) bool { return u.problem == "" }) {
+		c.unusable++
+	} else {
+		c.unusable = 0
+	}
 	u := f.ModelUsage
 	c.tokens = u.InputTokens + u.CacheCreationInputTokens + u.CacheReadInputTokens + u.OutputTokens
 	c.stop, c.details, c.reduced = p.Stop, p.Details, false
 	if content := written(p.Content); len(content) > 0 {
-		c.messages = append(c.messages, message{"assistant", content})
+		c.messages = addAssistant(c.messages, content...)
 	}
 	return nil
 }

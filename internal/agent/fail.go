@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -28,23 +29,41 @@ type failure struct {
 // on; addresses and headers are not.
 func classify(err error) failure {
 	var answered *anthropic.Error
-	switch {
-	case errors.As(err, &answered):
+	if errors.As(err, &answered) {
 		return classifyAnswer(answered)
-	case outbound.Refused(err) != nil:
-		return failure{kind: api.ErrorModelRequest, message: "The model's endpoint answered " + strconv.Itoa(outbound.Refused(err).Status) +
+	}
+	if refused := outbound.Refused(err); refused != nil {
+		return failure{kind: api.ErrorModelRequest, message: "The model's endpoint answered " + strconv.Itoa(refused.Status) +
 			" and points to another address, to which no conversation is sent."}
-	case errors.Is(err, errSilent), errors.Is(err, errCut):
-		return failure{kind: api.ErrorModelRequest, message: "The model's " + strings.TrimPrefix(err.Error(), "the model ") + ".", retry: true}
-	case errors.Is(err, context.DeadlineExceeded):
+	}
+	for _, known := range []error{errSilent, errCut, errNoSummary} {
+		if errors.Is(err, known) {
+			return failure{kind: api.ErrorModelRequest, message: sentence(known), retry: true}
+		}
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
 		return failure{kind: api.ErrorModelRequest, message: "The model did not answer in time.", retry: true}
 	}
 	return failure{kind: api.ErrorModelRequest, message: "The model could not be reached, or its reply could not be read.", retry: true}
 }
 
+// sentence is one of the package's own errors as a sentence.
+func sentence(err error) string {
+	text := err.Error()
+	return strings.ToUpper(text[:1]) + text[1:] + "."
+}
+
+// maxWords is how many characters of what an endpoint says are passed on.
+const maxWords = 2000
+
 func classifyAnswer(e *anthropic.Error) failure {
-	f := failure{kind: api.ErrorModelRequest, message: e.Message}
-	if f.message == "" {
+	f := failure{kind: api.ErrorModelRequest, message: clipped(strings.TrimSpace(e.Message), maxWords)}
+	inStream := e.StatusCode == http.StatusOK // the reply had begun
+	switch {
+	case f.message != "":
+	case inStream:
+		f.message = "The model's reply broke off with an error."
+	default:
 		f.message = "The model's endpoint answered " + strconv.Itoa(e.StatusCode) + "."
 	}
 	if e.Response != nil {
@@ -57,7 +76,8 @@ func classifyAnswer(e *anthropic.Error) failure {
 		f.kind, f.retry = api.ErrorModelRateLimited, true
 	case e.StatusCode == http.StatusPaymentRequired || kind == "billing_error":
 		f.kind = api.ErrorBilling
-	case e.StatusCode == http.StatusRequestTimeout || e.StatusCode == http.StatusConflict || e.StatusCode >= 500, kind == "api_error":
+	case inStream && slices.Contains(permanent, kind):
+	case e.StatusCode == http.StatusRequestTimeout || inStream || e.StatusCode == http.StatusConflict || e.StatusCode >= 500, kind == "api_error":
 		f.retry = true
 	case e.StatusCode == http.StatusRequestEntityTooLarge,
 		e.StatusCode == http.StatusBadRequest && strings.Contains(e.Message, "prompt is too long"):
@@ -65,6 +85,9 @@ func classifyAnswer(e *anthropic.Error) failure {
 	}
 	return f
 }
+
+// permanent are the types of errors that another try meets again.
+var permanent = []string{"invalid_request_error", "authentication_error", "permission_error", "not_found_error", "request_too_large"}
 
 // retryAfter reads what the endpoint asks to wait: seconds or a date, at most a
 // minute.

@@ -145,6 +145,7 @@ func TestCompaction(t *testing.T) {
 		if len(errs) != 1 || fields[api.ErrorFields](t, errs[0]).Error.Type != api.ErrorCompactionLimit {
 			t.Fatalf("the log is\n%s", show(log))
 		}
+		w.checkExhausted(log)
 	})
 }
 
@@ -164,18 +165,26 @@ func TestTooManyRequests(t *testing.T) {
 	if len(errs) != 1 || fields[api.ErrorFields](t, errs[0]).Error.Type != api.ErrorToolUseLimit || w.model.Total() != 3 {
 		t.Fatalf("%d requests; the log is\n%s", w.model.Total(), show(log))
 	}
+	w.checkExhausted(log)
 }
 
-// A session whose packages could not be installed ends with the manager's words.
+// The tools of a session whose packages could not be installed answer with the
+// manager's words, the turn goes on, and so does the session. What the log has
+// to say of it was said when the build failed: terminal belongs to the step that
+// terminates a session, and nothing here does.
 func TestBuildFailed(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, builtin("bash", "always_allow"))
 	w.tools.err = &control.Fault{Kind: control.Conflict, Code: control.CodeBuildFailed, Message: "pip: no matching distribution"}
-	w.say(modeltest.Script{{Tools: []modeltest.ToolUse{use("bash", `{}`)}}})
-	log := w.until("terminated", func(log []control.EventRecord) bool { return len(of(log, api.EventSessionTerminated)) > 0 })
-	e := fields[api.ErrorFields](t, of(log, api.EventSessionError)[0]).Error
-	if e.Type != api.ErrorUnknown || e.RetryStatus.Type != api.RetryTerminal || !strings.Contains(e.Message, "no matching distribution") {
-		t.Errorf("error %+v", e)
+	for n := range 2 {
+		w.say(modeltest.Script{{Tools: []modeltest.ToolUse{use("bash", `{}`)}}, {Text: "heard {{result}}"}})
+		log := w.untilIdle(n + 1)
+		if got := texts(t, log); len(got) != n+1 || got[n] != "heard pip: no matching distribution" {
+			t.Errorf("the agent says %q", got)
+		}
+	}
+	if log := w.log(); len(of(log, api.EventSessionError))+len(of(log, api.EventSessionTerminated)) != 0 {
+		t.Errorf("the log is\n%s", show(log))
 	}
 }
 

@@ -49,7 +49,8 @@ type tools struct {
 	hold    chan struct{} // nil: calls end at once
 	begun   chan string   // gets the name of each call, if it has room
 	cancels map[string]chan struct{}
-	err     error // what Run fails with
+	err     error    // what Run fails with
+	content []string // blocks of each result; nil: a text that tells of the call
 }
 
 func (f *tools) Tools(ctx context.Context) ([]toolset.Tool, []*toolset.ServerError) {
@@ -87,7 +88,14 @@ func (f *tools) Run(ctx context.Context, call toolset.Call) (toolset.Result, err
 			return toolset.Result{}, ctx.Err()
 		}
 	}
-	return result(fmt.Sprintf("%s ran with %s", call.Name, call.Input), false), nil
+	r := result(fmt.Sprintf("%s ran with %s", call.Name, call.Input), false)
+	if len(f.content) > 0 {
+		r.Content = nil
+	}
+	for _, b := range f.content {
+		r.Content = append(r.Content, json.RawMessage(b))
+	}
+	return r, nil
 }
 
 func result(text string, isError bool) toolset.Result {
@@ -168,6 +176,11 @@ func (w *world) checkWire() {
 		}
 		if err != nil {
 			w.t.Errorf("%s is not as the official document says: %v\n%s", path, err, text)
+		}
+	}
+	for _, r := range w.model.Requests() {
+		if err := doc.CheckRequest("POST", "/v1/messages", r.Body); err != nil {
+			w.t.Errorf("a request to the model is not as the official document says: %.2000v\n%.3000s", err, r.Body)
 		}
 	}
 	ctx := context.Background()
@@ -293,7 +306,12 @@ func input(t *testing.T, kind string, fields any) control.EventRecord {
 
 func (w *world) say(script modeltest.Script) string {
 	w.t.Helper()
-	return w.queue(api.EventUserMessage, api.MessageFields{Content: []json.RawMessage{text(script.Message())}})
+	return w.queue(api.EventUserMessage, api.MessageFields{Content: says(script)})
+}
+
+// says is the content of a message that plays a script.
+func says(script modeltest.Script) []json.RawMessage {
+	return []json.RawMessage{text(script.Message())}
 }
 
 func text(s string) json.RawMessage {
@@ -330,9 +348,9 @@ func (w *world) untilIdle(n int) []control.EventRecord {
 	return w.until(fmt.Sprintf("idle %d times", n), func(log []control.EventRecord) bool { return len(of(log, api.EventSessionIdle)) >= n })
 }
 
-func of(log []control.EventRecord, kind string) (found []control.EventRecord) {
+func of(log []control.EventRecord, kinds ...string) (found []control.EventRecord) {
 	for _, e := range log {
-		if e.Type == kind {
+		if slices.Contains(kinds, e.Type) {
 			found = append(found, e)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
 )
 
 // message is one message of the conversation with the model. Its blocks are
@@ -24,6 +25,86 @@ func written(blocks []json.RawMessage) []json.RawMessage {
 	})
 }
 
+// back is a block as the model gets it back with the next request, made of what
+// the API takes there; nil for a block that cannot come back.
+func (b replyBlock) back() json.RawMessage {
+	switch b.kind {
+	case "text":
+		return textBlock("%s", b.text)
+	case "thinking":
+		if b.signature == "" {
+			return nil // it was cut off, and would be refused
+		}
+		return mustJSON(struct {
+			Type      string `json:"type"`
+			Thinking  string `json:"thinking"`
+			Signature string `json:"signature"`
+		}{b.kind, b.text, strings.ToValidUTF8(b.signature, "\uFFFD")})
+	case "redacted_thinking":
+		if b.data == "" {
+			return nil
+		}
+		return mustJSON(struct {
+			Type string `json:"type"`
+			Data string `json:"data"`
+		}{b.kind, strings.ToValidUTF8(b.data, "\uFFFD")})
+	case "tool_use":
+		return mustJSON(struct {
+			Type  string          `json:"type"`
+			ID    string          `json:"id"`
+			Name  string          `json:"name"`
+			Input json.RawMessage `json:"input"`
+		}{b.kind, b.id, nameBack(b.name), b.input})
+	}
+	return nil
+}
+
+// nameBack is the name of a called tool as it comes back to the model. A name that
+// the model made up may be one that no tool can have.
+func nameBack(name string) string {
+	name = strings.Map(func(c rune) rune {
+		if c == '_' || c == '-' || '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' {
+			return c
+		}
+		return '_'
+	}, name)
+	if name == "" {
+		return "unnamed"
+	}
+	return name[:min(len(name), 128)]
+}
+
+// trimThinking leaves out the thinking at the end of a reply: the API refuses an
+// answer that has nothing behind it.
+func trimThinking(blocks []json.RawMessage) []json.RawMessage {
+	blocks = written(blocks)
+	for n := len(blocks); n > 0; n-- {
+		if kind := blockType(blocks[n-1]); kind != "thinking" && kind != "redacted_thinking" {
+			return blocks[:n]
+		}
+	}
+	return nil
+}
+
+// trimEnd makes a reply one that the model can go on from: it ends in words, and
+// these do not end in white space.
+func trimEnd(blocks []json.RawMessage) []json.RawMessage {
+	blocks = trimThinking(blocks)
+	if n := len(blocks); n > 0 && blockType(blocks[n-1]) == "text" {
+		var last struct{ Text string }
+		if json.Unmarshal(blocks[n-1], &last) == nil {
+			blocks = append(slices.Clone(blocks[:n-1]), textBlock("%s", strings.TrimRightFunc(last.Text, unicode.IsSpace)))
+		}
+	}
+	return blocks
+}
+
+func blockType(block json.RawMessage) string {
+	var head struct{ Type string }
+	_ = json.Unmarshal(block, &head) // no object: of no type
+	return head.Type
+}
+
 // addUser adds blocks to the user's side: to its last message unless the model
 // has answered since. A system message that came behind stays behind.
 func addUser(messages []message, blocks ...json.RawMessage) []message {
@@ -37,6 +118,16 @@ func addUser(messages []message, blocks ...json.RawMessage) []message {
 		}
 	}
 	return append(messages, message{"user", blocks})
+}
+
+// addAssistant adds a reply of the model: to the one before it if that was paused
+// and the model went on from it.
+func addAssistant(messages []message, blocks ...json.RawMessage) []message {
+	if n := len(messages); n > 0 && messages[n-1].Role == "assistant" {
+		messages[n-1].Content = append(slices.Clone(messages[n-1].Content), blocks...)
+		return messages
+	}
+	return append(messages, message{"assistant", blocks})
 }
 
 // addSystem adds text of the system's role behind what the user said.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"sync"
 	"time"
@@ -73,7 +74,7 @@ func NewClient(c ModelConfig) (*Client, error) {
 		option.WithMaxRetries(0),
 		// The key and the whole conversation go to this endpoint, and nowhere that
 		// it may point to.
-		option.WithHTTPClient(outbound.New(outbound.Config{Transport: transport})),
+		option.WithHTTPClient(outbound.New(outbound.Config{Transport: bounded{transport}})),
 	}
 	switch {
 	case c.Key != "" && c.KeyHeader:
@@ -85,6 +86,27 @@ func NewClient(c ModelConfig) (*Client, error) {
 		options = append(options, option.WithHeader(name, value))
 	}
 	return &Client{config: c, client: anthropic.NewClient(options...)}, nil
+}
+
+// maxResponseBytes bounds the body of one response of the model's endpoint, an
+// error's too: some times the largest reply, because a stream frames each word.
+const maxResponseBytes = 256 << 20
+
+// bounded is a transport whose responses end with an error when they are too long.
+type bounded struct{ next http.RoundTripper }
+
+// RoundTrip implements http.RoundTripper.
+func (b bounded) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := b.next.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	most := int64(maxResponseBytes)
+	if resp.StatusCode != http.StatusOK {
+		most = 1 << 20 // an error is read whole
+	}
+	resp.Body = http.MaxBytesReader(nil, resp.Body, most)
+	return resp, nil
 }
 
 func orDefault[T comparable](v, fallback T) T {
@@ -105,26 +127,6 @@ type request struct {
 	noTools  bool // the tools are named, because the conversation uses them, but none may be used
 }
 
-// reply is what the model answered.
-type reply struct {
-	content []json.RawMessage // blocks, as they have to come back
-	blocks  []replyBlock      // the same, read
-	stop    string
-	details *api.StopDetails // of a refusal
-	usage   api.ModelUsage
-	leftOut string // why images or documents of the last message were left out, or empty
-}
-
-// replyBlock is one block of a reply. Of tool uses that were cut off by the
-// token limit the input is nil.
-type replyBlock struct {
-	kind  string // text, thinking, redacted_thinking, tool_use
-	text  string
-	id    string
-	name  string
-	input json.RawMessage
-}
-
 // piece is a part of a reply that is being streamed: block i begins, or has more
 // text.
 type piece struct {
@@ -134,10 +136,10 @@ type piece struct {
 	text  string
 }
 
-// errCut: the stream ended before the reply did.
-var errCut = errors.New("the reply broke off")
+// errCut says that the stream ended before the reply did.
+var errCut = errors.New("the model's reply broke off")
 
-// errSilent: the reply paused for too long.
+// errSilent says that the reply paused for too long.
 var errSilent = errors.New("the model was silent for too long")
 
 // stream makes a request and gives each piece of the reply to show as it comes.
@@ -181,7 +183,8 @@ func isRefused(err error) bool {
 	return errors.As(err, &answered) && answered.StatusCode == http.StatusBadRequest && !classifyAnswer(answered).tooLong
 }
 
-// try makes one request.
+// try makes one request. The reply of a request that failed says how many tokens
+// the endpoint has counted for it.
 func (c *Client) try(ctx context.Context, req request, show func(piece)) (reply, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.config.Timeout)
 	defer cancel()
@@ -191,34 +194,25 @@ func (c *Client) try(ctx context.Context, req request, show func(piece)) (reply,
 	defer quiet(nil)
 	events := c.client.Messages.NewStreaming(ctx, c.params(req))
 	defer events.Close()
-	var whole anthropic.Message
-	ended := false
+	var whole collector
 	for events.Next() {
 		watch.Reset(c.config.Silence)
-		event := events.Current()
-		if err := whole.Accumulate(event); err != nil {
-			return reply{}, fmt.Errorf("reading the reply: %w", err)
-		}
-		switch event.Type {
-		case "content_block_start":
-			show(piece{index: int(event.Index), kind: event.ContentBlock.Type, begin: true, text: event.ContentBlock.Text})
-		case "content_block_delta":
-			if event.Delta.Text != "" {
-				show(piece{index: int(event.Index), kind: "text", text: event.Delta.Text})
-			}
-		case "message_stop":
-			ended = true
+		if err := whole.take(events.Current(), show); err != nil {
+			return reply{usage: whole.usage}, err
 		}
 	}
+	failed := reply{usage: whole.usage}
 	switch {
 	case context.Cause(ctx) == errSilent:
-		return reply{}, errSilent
+		return failed, errSilent
+	case errors.Is(events.Err(), io.ErrUnexpectedEOF):
+		return failed, fmt.Errorf("%w: %w", errCut, events.Err())
 	case events.Err() != nil:
-		return reply{}, events.Err()
-	case !ended:
-		return reply{}, errCut
+		return failed, events.Err()
+	case !whole.ended:
+		return failed, errCut
 	}
-	return readReply(whole)
+	return whole.reply(), nil
 }
 
 // params is a request as the client takes it.
@@ -263,40 +257,4 @@ func (c *Client) params(req request) anthropic.MessageNewParams {
 		p.Messages = append(p.Messages, param.Override[anthropic.MessageParam](m))
 	}
 	return p
-}
-
-// readReply reads a whole message.
-func readReply(m anthropic.Message) (reply, error) {
-	r := reply{
-		stop: string(m.StopReason),
-		usage: api.ModelUsage{
-			InputTokens: int(m.Usage.InputTokens), OutputTokens: int(m.Usage.OutputTokens),
-			CacheCreationInputTokens: int(m.Usage.CacheCreationInputTokens), CacheReadInputTokens: int(m.Usage.CacheReadInputTokens),
-			Speed: string(m.Usage.Speed),
-		},
-	}
-	for _, b := range m.Content {
-		raw := json.RawMessage(b.RawJSON())
-		if !json.Valid(raw) {
-			return reply{}, errors.New("reading the reply: a block is no JSON")
-		}
-		read := replyBlock{kind: b.Type, text: b.Text, id: b.ID, name: b.Name}
-		if b.Type == "tool_use" {
-			read.input = json.RawMessage(b.Input)
-		}
-		r.content, r.blocks = append(r.content, raw), append(r.blocks, read)
-	}
-	if n := len(r.blocks); n > 0 && r.stop == "max_tokens" && r.blocks[n-1].kind == "tool_use" {
-		r.blocks[n-1].input = nil
-	}
-	if r.stop == "refusal" {
-		r.details = &api.StopDetails{Type: "refusal"}
-		if text := string(m.StopDetails.Category); text != "" {
-			r.details.Category = &text
-		}
-		if text := m.StopDetails.Explanation; text != "" {
-			r.details.Explanation = &text
-		}
-	}
-	return r, nil
 }

@@ -173,7 +173,7 @@ func (r *run) step() (again bool, err error) {
 		return true, r.interrupt(nil)
 	}
 	if answers := r.queued(api.EventUserToolConfirmation); len(answers) > 0 {
-		return true, r.commit(answers...)
+		return true, r.takeAnswers(answers)
 	}
 	if len(r.conv.open()) > 0 {
 		return r.stepTools()
@@ -181,19 +181,44 @@ func (r *run) step() (again bool, err error) {
 	return r.stepModel()
 }
 
-// stepTools brings the open tool uses further.
+// takeAnswers takes confirmations into the log. A session that waits goes on when
+// it has all that it waits for, and says what is left otherwise.
+func (r *run) takeAnswers(answers []control.EventRecord) error {
+	if r.conv.status != api.SessionIdle || len(r.conv.waiting) == 0 {
+		return r.commit(answers...)
+	}
+	left, err := control.StillWaiting(r.conv.waiting, answers)
+	if err != nil {
+		return err
+	}
+	if len(left) > 0 {
+		return r.commit(append(answers, r.waitFor(left)...)...)
+	}
+	return r.commit(append(r.running(), answers...)...)
+}
+
+// waitFor are the events that let a turn wait for answers to uses.
+func (r *run) waitFor(uses []string) []control.EventRecord {
+	return r.idle(api.StopReason{Type: api.StopRequiresAction, EventIDs: uses}, nil)
+}
+
+// stepTools brings the open tool uses further. While the session waits for answers
+// nothing runs.
 func (r *run) stepTools() (again bool, err error) {
+	asked := r.conv.asked()
+	if r.conv.status == api.SessionIdle && len(r.conv.waiting) > 0 && len(asked) > 0 {
+		if slices.Equal(asked, r.conv.waiting) {
+			return false, nil
+		}
+		return true, r.commit(r.waitFor(asked)...)
+	}
 	if u := r.conv.runnable(); u != nil {
 		if r.conv.status != api.SessionRunning {
 			return true, r.commit(r.running()...)
 		}
 		return true, r.runTool(u)
 	}
-	asked := r.conv.asked()
-	if r.conv.status == api.SessionIdle && slices.Equal(asked, r.conv.waiting) {
-		return false, nil
-	}
-	return false, r.commit(r.idle(api.StopReason{Type: api.StopRequiresAction, EventIDs: asked}, nil)...)
+	return false, r.commit(r.waitFor(asked)...)
 }
 
 // stepModel asks the model, or ends the turn.
@@ -203,9 +228,12 @@ func (r *run) stepModel() (again bool, err error) {
 	if c.request != "" {
 		return true, r.commit(r.requestEnd(api.ModelUsage{}, true, nil)) // cut off by the end of a server
 	}
+	if c.fresh && len(input) == 0 {
+		return false, nil // what the turn begins with was sent by now, and is seen next
+	}
 	inTurn := c.status == api.SessionRunning || c.status == api.SessionRescheduling
 	answered := len(c.waiting) > 0 // the turn waited for answers, and has them all
-	ended := c.stop != "" && len(c.uses) == 0 && c.stop != "pause_turn"
+	ended := c.stop != "" && len(c.uses) == 0 && c.stop != stopPauseTurn
 	switch {
 	case inTurn && ended && len(input) == 0:
 		return true, r.endTurn()
@@ -218,7 +246,7 @@ func (r *run) stepModel() (again bool, err error) {
 // endTurn goes idle with the reason of the model's last reply.
 func (r *run) endTurn() error {
 	reason := api.StopReason{Type: api.StopEndTurn}
-	if r.conv.stop == "refusal" {
+	if r.conv.stop == stopRefusal {
 		reason.Type = api.StopRefusal
 	}
 	return r.commit(r.idle(reason, r.conv.details)...)
@@ -226,12 +254,13 @@ func (r *run) endTurn() error {
 
 // interrupt ends the turn: what is open is closed, and the session is idle.
 // Messages that wait are not lost with it, they begin the next turn. Where there
-// is no turn, the one that the messages before the interrupt would begin is
-// ended, so that it does not matter how soon they were taken. first are events
-// that have to come before.
+// is no turn, or one that has taken nothing yet, the one that the messages before
+// the interrupt would begin is ended, so that it does not matter how soon they
+// were taken. first are events that have to come before.
 func (r *run) interrupt(first []control.EventRecord) error {
 	events := slices.Clone(first)
-	if r.conv.request != "" {
+	isEnd := func(e control.EventRecord) bool { return e.Type == api.EventModelRequestEnd }
+	if r.conv.request != "" && !slices.ContainsFunc(events, isEnd) {
 		events = append(events, r.requestEnd(api.ModelUsage{}, true, nil))
 	}
 	inTurn := r.conv.status != api.SessionIdle && r.conv.status != "" || len(r.conv.waiting) > 0
@@ -242,10 +271,13 @@ func (r *run) interrupt(first []control.EventRecord) error {
 	isMessage := func(e control.EventRecord) bool {
 		return e.Type == api.EventUserMessage || e.Type == api.EventSystemMessage
 	}
+	begun := slices.ContainsFunc(taken, isMessage) // by what stands before the interrupt
 	switch {
+	case r.conv.fresh:
+		inTurn = begun // otherwise the turn is that of what stands behind it
 	case inTurn:
 		taken = slices.DeleteFunc(slices.Clone(taken), isMessage)
-	case slices.ContainsFunc(taken, isMessage):
+	case begun:
 		events, inTurn = append(events, r.running()...), true
 	}
 	events = append(events, taken...)

@@ -5,20 +5,21 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/atoll-run/atoll/api"
 	"github.com/atoll-run/atoll/internal/agent/toolset"
 	"github.com/atoll-run/atoll/internal/control"
 )
 
-// openTools opens the session's tools, asks what they are, and says which MCP
-// servers are not to be had: once for each in a run. errInterrupted if the user
-// does not wait for that.
-func (r *run) openTools() error {
+// openTools opens the session's tools and asks what they are. It answers the MCP
+// servers that are not to be had and of which the log has not been told in this
+// run. errInterrupted if the user does not wait for that.
+func (r *run) openTools() (missing []*toolset.ServerError, err error) {
 	if r.open == nil {
 		tools, err := r.runner.config.OpenTools(r.rec)
 		if err != nil {
-			return fmt.Errorf("opening the session's tools: %w", err)
+			return nil, fmt.Errorf("opening the session's tools: %w", err)
 		}
 		r.open, r.told = tools, map[string]bool{}
 	}
@@ -29,33 +30,40 @@ func (r *run) openTools() error {
 	stopped, err := r.watch(func() { tools, failed = r.open.Tools(ctx) }, func() error { stop(); return nil })
 	switch {
 	case err != nil:
-		return err
+		return nil, err
 	case stopped:
-		return errInterrupted
+		return nil, errInterrupted
 	case r.ctx.Err() != nil:
-		return r.ctx.Err()
+		return nil, r.ctx.Err()
 	}
 	r.tools = tools
-	for _, f := range failed {
-		if r.told[f.Server] {
-			continue
-		}
-		r.told[f.Server] = true
-		if err := r.record(r.serverFailed(f)); err != nil {
-			return err
-		}
-	}
-	return nil
+	return slices.DeleteFunc(slices.Clone(failed), func(f *toolset.ServerError) bool { return r.told[f.Server] }), nil
 }
 
-// serverFailed says that an MCP server is not to be had.
+// serversFailed are the events that tell of MCP servers.
+func (r *run) serversFailed(missing []*toolset.ServerError) (events []control.EventRecord) {
+	for _, f := range missing {
+		events = append(events, r.serverFailed(f))
+	}
+	return events
+}
+
+// markTold notes that the log tells of MCP servers; in this run it is not said again.
+func (r *run) markTold(missing []*toolset.ServerError) {
+	for _, f := range missing {
+		r.told[f.Server] = true
+	}
+}
+
+// serverFailed says that an MCP server is not to be had. The turn goes on without
+// it, and the next one tries it again.
 func (r *run) serverFailed(f *toolset.ServerError) control.EventRecord {
 	kind := api.ErrorMCPConnection
 	if f.Auth {
 		kind = api.ErrorMCPAuthentication
 	}
 	return r.event(api.EventSessionError, api.ErrorFields{Error: api.SessionError{
-		Type: kind, Message: f.Error(), MCPServerName: f.Server, RetryStatus: api.RetryStatus{Type: api.RetryExhausted},
+		Type: kind, Message: f.Error(), MCPServerName: f.Server, RetryStatus: api.RetryStatus{Type: api.RetryRetrying},
 	}})
 }
 
@@ -74,11 +82,18 @@ func (r *run) runTool(u *use) error {
 	if u.decision == "deny" {
 		return r.record(r.result(u, []json.RawMessage{textBlock("%s", u.deny)}, true))
 	}
-	switch err := r.openTools(); {
+	missing, err := r.openTools()
+	switch {
 	case errors.Is(err, errInterrupted):
 		return r.interrupt(nil)
 	case err != nil:
 		return err
+	}
+	if len(missing) > 0 {
+		if err := r.record(r.serversFailed(missing)...); err != nil {
+			return err
+		}
+		r.markTold(missing)
 	}
 	call := u.call
 	call.Again = u.at.Before(r.runner.begun)
@@ -112,19 +127,12 @@ func (r *run) toolEnded(u *use, res toolset.Result, err error) error {
 	case err == nil:
 		return r.record(r.ran(u, res))
 	case errors.As(err, &fault) && fault.Code == control.CodeBuildFailed:
-		return r.terminate(u, fault.Message)
+		// The log was told when the build failed.
+		return r.record(r.result(u, []json.RawMessage{textBlock("%s", fault.Message)}, true))
 	case errors.As(err, &fault):
 		return r.record(r.failure(api.ErrorUnknown, fault.Message, api.RetryRetrying),
 			r.result(u, []json.RawMessage{textBlock("%s", fault.Message)}, true))
 	}
 	r.runner.log.ErrorContext(r.ctx, "a tool could not be run", "session_id", r.id, "tool", u.call.Name, "error", err)
 	return r.record(r.result(u, []json.RawMessage{textBlock("The tool could not be run: the server had an internal error.")}, true))
-}
-
-// terminate ends a session that can never have a sandbox.
-func (r *run) terminate(u *use, message string) error {
-	return r.record(
-		r.result(u, []json.RawMessage{textBlock("%s", message)}, true),
-		r.failure(api.ErrorUnknown, message, api.RetryTerminal),
-		r.event(api.EventThreadTerminated, r.thread), r.event(api.EventSessionTerminated, nil))
 }

@@ -27,8 +27,18 @@ type Reply struct {
 	InputTokens int `json:"input_tokens,omitempty"`
 	// Fail makes the request fail instead, Fail.Times times (zero: always).
 	Fail *Failure `json:"fail,omitempty"`
+	// Raw takes the place of the content and the end of the reply: these frames are
+	// streamed as they stand behind the message_start, whatever the API makes of
+	// them, and then the stream ends.
+	Raw []Frame `json:"raw,omitempty"`
 	// Hang sends the first piece of text and then nothing until the client leaves.
 	Hang bool `json:"hang,omitempty"`
+}
+
+// Frame is one server-sent event of a stream.
+type Frame struct {
+	// Event is its name, and Data what it carries: one line, which need not be JSON.
+	Event, Data string
 }
 
 // ToolUse is a tool_use block.

@@ -85,7 +85,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, fmt.Errorf("body: %w", err))
 		return
 	}
-	if err := errors.Join(req.validate(), checkHeaders(r)); err != nil {
+	if err := errors.Join(checkBody(body), req.validate(), checkHeaders(r)); err != nil {
 		s.refuse(w, err)
 		return
 	}

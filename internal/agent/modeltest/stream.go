@@ -17,9 +17,9 @@ type stream struct {
 	model string
 }
 
-// signatureOf is the signature that a thinking block must carry when it comes
+// SignatureOf is the signature that a thinking block must carry when it comes
 // back.
-func signatureOf(thinking string) string {
+func SignatureOf(thinking string) string {
 	sum := sha256.Sum256([]byte("thought: " + thinking))
 	return hex.EncodeToString(sum[:])
 }
@@ -28,7 +28,7 @@ func signatureOf(thinking string) string {
 func (s *stream) blocks(reply Reply) []map[string]any {
 	var out []map[string]any
 	if reply.Thinking != "" {
-		out = append(out, map[string]any{"type": "thinking", "thinking": reply.Thinking, "signature": signatureOf(reply.Thinking)})
+		out = append(out, map[string]any{"type": "thinking", "thinking": reply.Thinking, "signature": SignatureOf(reply.Thinking)})
 	}
 	if reply.Text != "" {
 		out = append(out, map[string]any{"type": "text", "text": reply.Text, "citations": nil})
@@ -105,6 +105,12 @@ func (s *stream) begin(reply Reply) {
 // play streams a reply.
 func (s *stream) play(ctx context.Context, reply Reply) {
 	s.begin(reply)
+	if len(reply.Raw) > 0 {
+		for _, f := range reply.Raw {
+			fmt.Fprintf(s.w, "event: %s\ndata: %s\n\n", f.Event, f.Data)
+		}
+		return
+	}
 	for i, b := range s.blocks(reply) {
 		s.block(i, b)
 		if reply.Hang {

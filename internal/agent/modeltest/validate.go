@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // request is the body of POST /v1/messages as far as it is looked at.
@@ -94,6 +96,51 @@ func (r *request) hasSystemMessage() bool {
 	return slices.ContainsFunc(r.Messages, func(m message) bool { return m.Role == "system" })
 }
 
+// useID and useName are what the API takes as the id and the name of a tool_use.
+var (
+	useID   = regexp.MustCompile(`^[a-zA-Z0-9_-]+$`)
+	useName = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,200}$`)
+)
+
+// loneSurrogate tells whether a JSON text has half of a character, which the API
+// does not take.
+func loneSurrogate(text []byte) bool {
+	high := false // the escape before was the first half of a character
+	for i := 0; i < len(text); i++ {
+		low := false
+		if text[i] == '\\' && i+1 < len(text) {
+			i++
+			if text[i] == 'u' && i+4 < len(text) {
+				unit, err := strconv.ParseUint(string(text[i+1:i+5]), 16, 16)
+				i += 4
+				low = err == nil && unit >= 0xDC00 && unit < 0xE000
+				if first := err == nil && unit >= 0xD800 && unit < 0xDC00; first && !high {
+					high = true
+					continue
+				}
+			}
+		}
+		if low != high {
+			return true
+		}
+		high = false
+	}
+	return high
+}
+
+// checkBody holds what the API wants of the bytes.
+func checkBody(body []byte) error {
+	switch {
+	case !utf8.Valid(body):
+		return errors.New("the body is not UTF-8")
+	case loneSurrogate(body):
+		return errors.New("the body has a lone surrogate")
+	case len(body) > 32<<20:
+		return errors.New("the body is larger than 32 MB")
+	}
+	return nil
+}
+
 // propertyName is what the API takes as the name of a property of an input.
 var propertyName = regexp.MustCompile(`^[a-zA-Z0-9_.-]{1,64}$`)
 
@@ -132,6 +179,7 @@ func (r *request) checkTools() error {
 // may stand directly behind a user's.
 func (r *request) checkTurns() error {
 	open := map[string]bool{}
+	seen := map[string]bool{} // ids of all tool uses
 	turn := 0
 	for i, m := range r.Messages {
 		if m.Role == "system" {
@@ -161,6 +209,18 @@ func (r *request) checkTurns() error {
 				return err
 			}
 		}
+		for id := range next {
+			if seen[id] {
+				return fmt.Errorf("messages.%d: `tool_use` ids must be unique: %s", i, id)
+			}
+			seen[id] = true
+		}
+		if last := m.Content[len(m.Content)-1]; m.Role == "assistant" && (last.Type == "thinking" || last.Type == "redacted_thinking") {
+			return fmt.Errorf("messages.%d: the final block in an assistant message cannot be `thinking`", i)
+		}
+		if text := m.text(); m.Role == "assistant" && i == len(r.Messages)-1 && strings.TrimSpace(text) != strings.TrimLeft(text, " \t\n") {
+			return fmt.Errorf("messages.%d: final assistant content cannot end with trailing whitespace", i)
+		}
 		if m.Role == "user" && len(open) > 0 {
 			return fmt.Errorf("messages.%d: `tool_use` ids were found without `tool_result` blocks immediately after: %v", i, keys(open))
 		}
@@ -183,13 +243,17 @@ func checkBlock(at, role string, b block, open, next map[string]bool, other *boo
 		return checkResult(at, b.Content)
 	case "tool_use":
 		var object map[string]json.RawMessage
-		if !assistant || b.ID == "" || next[b.ID] || json.Unmarshal(b.Input, &object) != nil {
+		if !assistant || !useID.MatchString(b.ID) || next[b.ID] || !useName.MatchString(b.Name) || json.Unmarshal(b.Input, &object) != nil || object == nil {
 			return fmt.Errorf("%s: bad tool_use", at)
 		}
 		next[b.ID] = true
 	case "thinking":
-		if !assistant || b.Signature != signatureOf(b.Thinking) {
+		if !assistant || b.Signature != SignatureOf(b.Thinking) {
 			return fmt.Errorf("%s: Invalid `signature` in `thinking` block", at)
+		}
+	case "redacted_thinking":
+		if !assistant {
+			return fmt.Errorf("%s: redacted_thinking in a user's message", at)
 		}
 	case "text":
 		if b.Text == "" {

@@ -186,7 +186,7 @@ func protocolOf(b []byte) (kind string, sure bool) {
 		switch {
 		case c == ' ' && i > 0:
 			return "http", true
-		case c < 'A' || c > 'Z' || i >= longestMethod:
+		case (c < 'A' || c > 'Z') && (c != '-' || i == 0) || i >= longestMethod:
 			return "", true
 		}
 	}

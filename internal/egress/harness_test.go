@@ -21,6 +21,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -48,6 +49,8 @@ type world struct {
 	exempt   []Exemption
 	cert     tls.Certificate
 	roots    *x509.CertPool
+	release  chan struct{} // lets an answer of /slow go
+	waiting  atomic.Int64  // requests for /never
 
 	mu   sync.Mutex // guards what follows
 	seen []string   // requests and connections, as upstreams saw them
@@ -91,7 +94,7 @@ func (r *fakeResolver) questions() []string {
 func newWorld(t testing.TB, hosts ...string) *world {
 	t.Helper()
 	needRoot(t)
-	w := &world{t: t, resolver: &fakeResolver{hosts: map[string][]string{}}}
+	w := &world{t: t, resolver: &fakeResolver{hosts: map[string][]string{}}, release: make(chan struct{})}
 	var plain net.Listener
 	for range 20 {
 		w.addr = netip.AddrFrom4([4]byte{127, byte(1 + mrand.IntN(250)), byte(mrand.IntN(250)), byte(1 + mrand.IntN(250))})
@@ -155,6 +158,20 @@ func (w *world) serve(rw http.ResponseWriter, r *http.Request) {
 	rw.Header().Set("X-Upstream", "yes")
 	if r.URL.Path == "/echo" {
 		_, _ = rw.Write(body)
+		return
+	}
+	if r.URL.Path == "/slow" {
+		select {
+		case <-w.release:
+			_, _ = io.WriteString(rw, "slow but sure")
+		case <-r.Context().Done():
+		}
+		return
+	}
+	if r.URL.Path == "/never" {
+		w.waiting.Add(1)
+		defer w.waiting.Add(-1)
+		<-r.Context().Done()
 		return
 	}
 	if r.URL.Path == "/headers" {

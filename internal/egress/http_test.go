@@ -5,15 +5,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/coder/websocket"
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/net/http2"
 )
 
 func firstLine(s string) string {
@@ -52,13 +55,19 @@ func TestHTTP(t *testing.T) {
 		{"E111", "GET / HTTP/1.1\r\nHost : ok.example.com\r\n\r\n", "400", ReasonHTTPMalformed, nil},
 		{"E111", "GET / HTTP/1.1\r\nHost: ok.example.com\r\nX: a\x00b\r\n\r\n", "400", ReasonHTTPMalformed, nil},
 		{"E112", "GET / HTTP/1.1\r\nHost: ok.example.com:8080\r\n" + end, "403", ReasonHostMismatch, nil},
-		{"E114", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "403", ReasonHTTPMalformed, nil},
-		{"E114", "GET / HTTP/1.1\r\nHost: ok.example.com\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n", "403", ReasonProtocolNotAllowed, nil},
+		{"E114", "GET / HTTP/1.1\r\nHost: ok.example.com\r\nConnection: Upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n", "200", ReasonOK, []string{"GET http ok.example.com/ 0"}},
+		{"E114", "POST /echo HTTP/1.1\r\nHost: ok.example.com\r\nContent-Length: 3\r\nConnection: Upgrade, close\r\nUpgrade: TLS/1.2, H2C\r\n\r\nabc", "200", ReasonOK, []string{"POST http ok.example.com/echo 3"}},
+		{"E114", "GET / HTTP/1.1\r\nHost: no.example.com\r\nConnection: Upgrade, close\r\nUpgrade: h2c\r\n\r\n", "403", ReasonHostMismatch, nil},
+		{"E128", "GET / HTTP/1.1\r\nHost: ok.example.com\r\nConnection: Upgrade\r\nUpgrade: tunnel\r\n\r\nbytes", "403", ReasonProtocolNotAllowed, nil},
+		{"E128", "GET / HTTP/1.1\r\nHost: ok.example.com\r\nConnection: Upgrade\r\nUpgrade: h2c, tunnel\r\n\r\nbytes", "403", ReasonProtocolNotAllowed, nil},
+		{"E128", "GET / HTTP/1.1\r\nHost: ok.example.com\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: tunnel\r\n\r\nbytes", "403", ReasonProtocolNotAllowed, nil},
 		{"E115", "CONNECT ok.example.com:80 HTTP/1.1\r\nHost: ok.example.com:80\r\n\r\n", "403", ReasonProtocolNotAllowed, nil},
 		{"E115", "CONNECT no.example.com:443 HTTP/1.1\r\nHost: no.example.com:443\r\n\r\n", "403", ReasonProtocolNotAllowed, nil},
 		{"E117", "GET / HTTP/1.1\r\nHost: ok.example.com\r\nX: " + strings.Repeat("x", 70<<10) + "\r\n\r\n", "431", ReasonHTTPMalformed, nil},
 		{"E120", "OPTIONS * HTTP/1.1\r\nHost: ok.example.com\r\n" + end, "200", ReasonOK, []string{"OPTIONS http ok.example.com* 0"}},
 		{"E120", "BREW /pot HTTP/1.1\r\nHost: ok.example.com\r\n" + end, "200", ReasonOK, []string{"BREW http ok.example.com/pot 0"}},
+		{"E120", "M-SEARCH /x HTTP/1.1\r\nHost: ok.example.com\r\n" + end, "200", ReasonOK, []string{"M-SEARCH http ok.example.com/x 0"}},
+		{"E120", "VERSION-CONTROL /x HTTP/1.1\r\nHost: ok.example.com\r\n" + end, "200", ReasonOK, []string{"VERSION-CONTROL http ok.example.com/x 0"}},
 		{"E121", "GET / HTTP/1.1\r\nHost: u@ok.example.com\r\n" + end, "400", ReasonHTTPMalformed, nil},
 		{"E121", "GET / HTTP/1.1\r\nHost: [ok.example.com]\r\n" + end, "403", ReasonHostMismatch, nil},
 		{"E121", "GET / HTTP/1.1\r\nHost: ok.example.com\\x\r\n" + end, "400", ReasonHTTPMalformed, nil},
@@ -142,7 +151,7 @@ func TestE124Refusal(t *testing.T) {
 		res.Header.Get("Cache-Control") != "no-store" || !res.Close {
 		t.Errorf("got %s %v", res.Status, res.Header)
 	}
-	if body != "access to no.example.com was refused by the network policy of this environment\n" {
+	if body != "access to no.example.com was refused by the network policy of this environment: no rule allows this host (name_not_allowed)\n" {
 		t.Errorf("body %q", body)
 	}
 	out, err := raw(b.to("no.example.com", 80), "HEAD / HTTP/1.1\r\nHost: no.example.com\r\n\r\n")
@@ -163,6 +172,136 @@ func TestE124Refusal(t *testing.T) {
 	if s := fmt.Sprintf("%+v", rs); strings.Contains(s, "hunter2") || strings.Contains(s, "secret") {
 		t.Errorf("a record tells too much: %s", s)
 	}
+}
+
+// E125: a refusal says which rule, and blames the policy only where it is the
+// policy.
+func TestE125WhichRule(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "ok.example.com")
+	w.resolver.set("inside.example.com", "10.0.0.5")
+	b := w.limited("ok.example.com", "inside.example.com")
+	for _, tt := range []struct {
+		to, send, deny string
+		want           []string
+		policy         bool
+	}{
+		{"no.example.com", "GET / HTTP/1.1\r\nHost: no.example.com\r\n", "host_not_allowed", []string{"access to no.example.com", "(name_not_allowed)"}, true},
+		{"inside.example.com", "GET / HTTP/1.1\r\nHost: inside.example.com\r\n", "host_not_allowed", []string{"access to inside.example.com", "(address_not_public)"}, true},
+		{"ok.example.com", "GET / HTTP/1.1\r\nHost: no.example.com\r\n", "host_not_allowed", []string{"access to no.example.com", "(host_mismatch)"}, true},
+		{"ok.example.com", "GET / HTTP/1.0\r\n", "host_missing", []string{"names no host", "(host_missing)"}, false},
+		{"ok.example.com", "GET / HTTP/1.2\r\nHost: ok.example.com\r\n", "http_malformed", []string{"ok.example.com", "HTTP/1.1", "(http_malformed)"}, false},
+		{"ok.example.com", "GET / HTTP/1.1\r\nHost: ok.example.com\r\nConnection: Upgrade\r\nUpgrade: tunnel\r\n", "protocol_not_allowed", []string{"ok.example.com", "WebSocket", "(protocol_not_allowed)"}, false},
+		{"ok.example.com", "CONNECT ok.example.com:80 HTTP/1.1\r\nHost: ok.example.com:80\r\n", "protocol_not_allowed", []string{"(protocol_not_allowed)"}, false},
+	} {
+		out, err := raw(b.to(tt.to, 80), tt.send+"\r\n")
+		if !strings.HasPrefix(out, "HTTP/1.1 403 ") && !strings.HasPrefix(out, "HTTP/1.0 403 ") || !strings.Contains(out, "X-Deny-Reason: "+tt.deny+"\r\n") {
+			t.Errorf("%s: %q %v, want 403 for %s", firstLine(tt.send), out, err, tt.deny)
+		}
+		for _, want := range tt.want {
+			if !strings.Contains(out, want) {
+				t.Errorf("%s: %q, want %q", firstLine(tt.send), out, want)
+			}
+		}
+		if strings.Contains(out, "policy") != tt.policy {
+			t.Errorf("%s: blames the policy: %q", firstLine(tt.send), out)
+		}
+	}
+}
+
+// E114: a client that begins with HTTP/2 is told in HTTP/2 what goes.
+func TestE114PriorKnowledge(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "ok.example.com")
+	b := w.limited("ok.example.com")
+	for host, want := range map[string]string{"ok.example.com": "protocol_not_allowed", "no.example.com": "name_not_allowed"} {
+		dial := func(context.Context, string, string) (net.Conn, error) { return b.dial("tcp", b.resolve(host)+":80") }
+		var protocols http.Protocols
+		protocols.SetUnencryptedHTTP2(true)
+		client := &http.Client{Transport: &http.Transport{DialContext: dial, Protocols: &protocols}}
+		res, err := client.Get("http://" + host + "/")
+		if err == nil {
+			_ = res.Body.Close()
+			t.Fatalf("%s: %s", host, res.Status)
+		}
+		client.CloseIdleConnections()
+		c := b.to(host, 80)
+		if _, err := io.WriteString(c, http2.ClientPreface); err != nil {
+			t.Fatal(err)
+		}
+		frames := http2.NewFramer(c, c)
+		for {
+			f, err := frames.ReadFrame()
+			if err != nil {
+				t.Errorf("%s: no word of why: %v", host, err)
+				break
+			}
+			if away, ok := f.(*http2.GoAwayFrame); ok {
+				if text := string(away.DebugData()); away.ErrCode != http2.ErrCodeHTTP11Required || !strings.Contains(text, strings.Replace(host, "no.example.com", "this host", 1)) || !strings.Contains(text, "("+want+")") {
+					t.Errorf("%s: %q, want %s", host, text, want)
+				}
+				break
+			}
+		}
+	}
+	if seen := w.upstream(); len(seen) != 0 {
+		t.Errorf("upstream saw %q", seen)
+	}
+}
+
+// E091: a client that closes its sending side after the request gets its answer;
+// one that goes away ends what is done for it.
+func TestE091HalfClosedRequest(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "ok.example.com")
+	b := w.limited("ok.example.com")
+	for _, send := range []string{
+		"GET /slow HTTP/1.1\r\nHost: ok.example.com\r\n\r\n",
+		"GET /slow HTTP/1.0\r\nHost: ok.example.com\r\n\r\n",
+		"POST /slow HTTP/1.1\r\nHost: ok.example.com\r\nContent-Length: 3\r\n\r\nabc",
+		"POST /slow HTTP/1.1\r\nHost: ok.example.com\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+	} {
+		c := b.to("ok.example.com", 80)
+		if _, err := io.WriteString(c, send); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		// The gate has a moment to see that the client sends no more; that is no
+		// reason for an answer of its own.
+		_ = c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		early := make([]byte, 100)
+		if n, err := c.Read(early); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s: %q %v, before upstream has answered", firstLine(send), early[:n], err)
+			continue
+		}
+		_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		w.release <- struct{}{}
+		out, err := io.ReadAll(c)
+		if err != nil || !strings.Contains(string(out), " 200 OK\r\n") || !strings.Contains(string(out), "slow but sure") {
+			t.Errorf("%s: %q %v", firstLine(send), out, err)
+		}
+	}
+	// Half a body is no request.
+	c := b.to("ok.example.com", 80)
+	if _, err := io.WriteString(c, "POST /slow HTTP/1.1\r\nHost: ok.example.com\r\nContent-Length: 30\r\n\r\nabc"); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.(*net.TCPConn).CloseWrite()
+	if out, _ := io.ReadAll(c); strings.Contains(string(out), " 200 OK") {
+		t.Errorf("half a body: %q", out)
+	}
+	// Who goes away is not waited for.
+	c = b.to("ok.example.com", 80)
+	if _, err := io.WriteString(c, "GET /never HTTP/1.1\r\nHost: ok.example.com\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the request is upstream", func() bool { return w.waiting.Load() == 1 })
+	_ = c.(*net.TCPConn).CloseWrite()
+	_ = c.(*net.TCPConn).SetLinger(0)
+	_ = c.Close()
+	eventually(t, "the request ends with its client", func() bool { return w.waiting.Load() == 0 })
 }
 
 // E129: the gate adds nothing and takes nothing away.

@@ -14,7 +14,10 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // gateConn is a connection that speaks plain HTTP, on its way through the gate.
@@ -24,6 +27,8 @@ type gateConn struct {
 	head     []byte // read ahead, still to be given to the server
 	up, down atomic.Int64
 	requests atomic.Int64
+
+	answering atomic.Bool // a request is being handled
 
 	countedUp, countedDown int64 // in records already; requests come one after the other
 	proxy                  *httputil.ReverseProxy
@@ -37,11 +42,36 @@ func (c *gateConn) Read(b []byte) (n int, err error) {
 	if len(c.head) > 0 {
 		n = copy(b, c.head)
 		c.head = c.head[n:]
-	} else {
-		n, err = c.TCPConn.Read(b)
+	} else if n, err = c.TCPConn.Read(b); err == io.EOF && len(b) == 1 && c.answering.Load() {
+		err = c.stillThere()
 	}
 	c.up.Add(int64(n))
 	return n, err
+}
+
+// stillThere waits while a client that has closed its sending side is to get an
+// answer. While a request is handled, net/http looks out for the end of the
+// connection, by reads of one byte, and takes any end for the client's going
+// away. The wait ends with the connection, by an error, or with the request,
+// when net/http sets a deadline.
+func (c *gateConn) stillThere() error {
+	raw, err := c.TCPConn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var end error
+	waited := raw.Read(func(fd uintptr) bool {
+		// A read would only say again that the client has closed its side.
+		code, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+		if end = err; code != 0 {
+			end = syscall.Errno(code)
+		}
+		return end != nil
+	})
+	if waited != nil {
+		return waited
+	}
+	return end
 }
 
 // ReadFrom and WriteTo of the embedded connection would go round the counters.
@@ -221,6 +251,8 @@ func (s *slot) handleHTTP(w http.ResponseWriter, r *http.Request) {
 	c := r.Context().Value(gateKey{}).(*gateConn)
 	f := c.flow
 	c.requests.Add(1)
+	c.answering.Store(true)
+	defer c.answering.Store(false)
 	defer s.broken(f)
 	reason, rule, claimed := f.decideRequest(r)
 	q := &request{conn: c, writer: w, record: Record{
@@ -232,9 +264,18 @@ func (s *slot) handleHTTP(w http.ResponseWriter, r *http.Request) {
 	defer q.finish()
 	if reason != ReasonOK {
 		q.decided(reason)
-		deny(w, f.refusedName(reason, claimed))
+		name := f.refusedName(reason, claimed)
+		if isHTTP2(r) {
+			if f.host.IsZero() && reason == ReasonNameNotAllowed { // its frames would say which
+				name = "this host"
+			}
+			denyHTTP2(w, refusalText(name, reason))
+			return
+		}
+		deny(w, name, reason)
 		return
 	}
+	withoutOffer(r)
 	c.proxy.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), requestKey{}, q)))
 }
 
@@ -255,14 +296,15 @@ func (f *flow) decideRequest(r *http.Request) (reason Reason, rule, claimed stri
 	if _, v := f.slot.decide(f.slot.state.Load(), f.dest); v.reason != ReasonOK {
 		return v.reason, "", claimed
 	}
-	upgrade := r.Header.Get("Upgrade")
 	switch {
+	case isHTTP2(r):
+		return ReasonProtocolNotAllowed, "", ""
 	case r.ProtoMajor != 1 || r.ProtoMinor > 1,
 		r.URL.Opaque != "": // "http:x", which would go on as the target "x"
 		return ReasonHTTPMalformed, "", claimed
 	case r.Method == http.MethodConnect,
 		r.URL.Scheme != "" && r.URL.Scheme != "http",
-		upgrade != "" && !strings.EqualFold(upgrade, "websocket"):
+		len(r.Header.Values("Upgrade")) > 0 && !isWebSocket(r) && !isOffer(r):
 		return ReasonProtocolNotAllowed, "", claimed
 	case r.Host == "":
 		return ReasonHostMissing, "", ""
@@ -272,6 +314,36 @@ func (f *flow) decideRequest(r *http.Request) (reason Reason, rule, claimed stri
 		return ReasonHostMismatch, "", host.name
 	}
 	return ReasonOK, f.choice.rule, ""
+}
+
+// isHTTP2 tells whether a request is the preface of HTTP/2 without TLS.
+func isHTTP2(r *http.Request) bool { return r.Method == "PRI" && r.ProtoMajor == 2 }
+
+func isWebSocket(r *http.Request) bool {
+	all := r.Header.Values("Upgrade")
+	return len(all) == 1 && strings.EqualFold(all[0], "websocket")
+}
+
+// isOffer tells whether all that a request wants to change to are ways to send
+// the same request: HTTP/2, or TLS. A server may go on without (RFC 9110, 7.8).
+func isOffer(r *http.Request) bool {
+	all := strings.Split(strings.Join(r.Header.Values("Upgrade"), ","), ",")
+	for _, p := range all {
+		p = strings.ToLower(strings.TrimSpace(p))
+		if p != "h2c" && !strings.HasPrefix(p, "tls/") {
+			return false
+		}
+	}
+	return true
+}
+
+// withoutOffer takes an offer to change the protocol out of a request, which
+// goes on in HTTP/1.1.
+func withoutOffer(r *http.Request) {
+	if !isWebSocket(r) {
+		r.Header.Del("Upgrade")
+		r.Header.Del("HTTP2-Settings")
+	}
 }
 
 // splitAuthority takes the host and the port, zero if there is none, out of a
@@ -305,17 +377,6 @@ func (f *flow) refusedName(reason Reason, claimed string) string {
 	return claimed
 }
 
-// deny is the answer to a refused request.
-func deny(w http.ResponseWriter, name string) {
-	h := w.Header()
-	h.Set("Content-Type", "text/plain")
-	h.Set("X-Deny-Reason", "host_not_allowed")
-	h.Set("Cache-Control", "no-store")
-	h.Set("Connection", "close")
-	w.WriteHeader(http.StatusForbidden)
-	_, _ = io.WriteString(w, "access to "+name+" was refused by the network policy of this environment\n")
-}
-
 // answered records a request that reached its host, and keeps the server from
 // adding headers of its own to the answer.
 func answered(res *http.Response) error {
@@ -341,7 +402,7 @@ func unanswered(w http.ResponseWriter, r *http.Request, err error) {
 		q.decided(reason)
 	}
 	if reason.verdict() == VerdictRefused {
-		deny(w, q.conn.flow.host.name)
+		deny(w, q.conn.flow.host.name, reason)
 		return
 	}
 	w.Header().Set("Content-Type", "text/plain")

@@ -276,7 +276,8 @@ func (c *attempt) wantRawAlert(r wire.Reply) {
 func (c *attempt) want403(r wire.Reply, name string) {
 	c.Helper()
 	c.wantStatus(r, "403")
-	if !strings.Contains(string(r.Data), "access to "+name+" was refused by the network policy") {
+	text := string(r.Data)
+	if !strings.Contains(text, "access to "+name+" was refused by the network policy") && !strings.Contains(text, "the request to "+name+" was not passed on") {
 		c.Errorf("got %s, want a refusal that names %s", told(r), name)
 	}
 }

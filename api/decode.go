@@ -93,10 +93,10 @@ func parse(body []byte) (*node, error) {
 		return nil, fieldErrorf("", "Request body is not valid UTF-8")
 	}
 	// The token reader is lenient about structure, so syntax is checked first.
-	var raw json.RawMessage
-	if err := json.Unmarshal(body, &raw); err != nil {
+	if !json.Valid(body) { // without a copy of the body
+		var raw json.RawMessage
 		var syntax *json.SyntaxError
-		if errors.As(err, &syntax) {
+		if errors.As(json.Unmarshal(body, &raw), &syntax) {
 			return nil, fieldErrorf("", "Request body is not valid JSON at byte %d: %s", syntax.Offset, syntax.Error())
 		}
 		return nil, fieldErrorf("", "Request body is not valid JSON")

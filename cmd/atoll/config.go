@@ -39,6 +39,8 @@ type Config struct {
 	// LogFormat is text or json; empty means text on a terminal, json otherwise.
 	LogFormat string `yaml:"-"`
 
+	// HTTP adjusts the HTTP server.
+	HTTP HTTPConfig `yaml:"http"`
 	// Templates are added to the built-in ones; one of the same name replaces it.
 	Templates []image.Declaration `yaml:"templates"`
 	// Registries maps a template, or "*" for all, to package managers, to the
@@ -61,6 +63,28 @@ type Config struct {
 	Model ModelConfig `yaml:"model"`
 	// Agent bounds what one turn of an agent may do.
 	Agent AgentConfig `yaml:"agent"`
+}
+
+// HTTPConfig adjusts the HTTP server.
+type HTTPConfig struct {
+	// Hosts are names under which a proxy on this machine asks for /healthz and
+	// /metrics, beside localhost and IP addresses. Empty: none.
+	Hosts []string `yaml:"hosts"`
+}
+
+// hosts are the configured names as the server compares them.
+func (c HTTPConfig) hosts() ([]string, error) {
+	var out []string
+	var errs []error
+	for i, name := range c.Hosts {
+		host, err := egress.Canonical(name)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("http.hosts[%d]: %w", i, err))
+			continue
+		}
+		out = append(out, host.String())
+	}
+	return out, errors.Join(errs...)
 }
 
 // EgressConfig adjusts what sandboxes can reach.
@@ -252,7 +276,8 @@ func (c *Config) validate() error {
 		bad("log-format: %q is not text or json", c.LogFormat)
 	}
 	_, err := c.templates(nil, nil)
-	errs = append(errs, err, c.Egress.validate(), c.Limits.validate("limits"), c.Packages.limits().validate("packages"), c.Model.validate(), c.Agent.validate())
+	_, hostsErr := c.HTTP.hosts()
+	errs = append(errs, err, hostsErr, c.Egress.validate(), c.Limits.validate("limits"), c.Packages.limits().validate("packages"), c.Model.validate(), c.Agent.validate())
 	if c.Packages.MaxParallel < 0 {
 		bad("packages.max_parallel: %d is negative", c.Packages.MaxParallel)
 	}

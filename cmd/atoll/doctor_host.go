@@ -49,6 +49,8 @@ func checks(cfg Config) []Check {
 			Remedy: "keep such settings to tests and closed sites; they stand under egress in the configuration"},
 		{Name: "cgroups", Required: true, Run: checkCgroups,
 			Remedy: "mount cgroup v2 at /sys/fs/cgroup (or v1 with memory, cpu and pids), writable, and enable those controllers at the root"},
+		{Name: "descriptors", Run: checkDescriptors,
+			Remedy: "LimitNOFILE=65536 in the service's unit (systemctl edit atoll), or ulimit -n 65536 before the start; in a container, --ulimit nofile=65536"},
 		{Name: "disk", Required: true, Run: func(context.Context) (string, error) { return checkDisk(cfg.Data, cfg.Cache) },
 			Remedy: "free some space or move --data and --cache: the template base takes about 2 GB, its build twice that"},
 		{Name: "mmdebstrap", Required: true, Run: checkMmdebstrap,

@@ -29,18 +29,28 @@ func newDecisionCounter(reg prometheus.Registerer) (func(egress.Record), error) 
 }
 
 // registerGauges adds what is asked at the time of a scrape.
-func registerGauges(reg prometheus.Registerer, sandboxes *control.Sandboxes, builds *control.Builds) error {
+func registerGauges(reg prometheus.Registerer, sandboxes *control.Sandboxes, builds *control.Builds, budgets budgets) error {
 	for _, c := range []prometheus.Collector{
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		&states{prometheus.NewDesc("atoll_sandboxes", "Sandboxes of sessions by state.", []string{"state"}, nil), sandboxes.Counts, prometheus.GaugeValue},
 		&states{prometheus.NewDesc("atoll_builds_total", "Builds of environments since the start by outcome.", []string{"status"}, nil), builds.Counts, prometheus.CounterValue},
+		budgetGauge("atoll_descriptors", "Descriptors that sessions, builds and clients share, by total and used.", budgets.descriptors),
+		budgetGauge("atoll_request_memory_bytes", "Memory that bodies and collected outputs of requests share, by total and used.", budgets.memory),
 	} {
 		if err := reg.Register(c); err != nil {
 			return fmt.Errorf("registering metrics: %w", err)
 		}
 	}
 	return nil
+}
+
+// budgetGauge is a metric of what a budget has and what is used of it.
+func budgetGauge(name, help string, budget *control.Budget) *states {
+	return &states{prometheus.NewDesc(name, help, []string{"state"}, nil), func() map[string]int {
+		total, used := budget.State()
+		return map[string]int{"total": int(total), "used": int(used)}
+	}, prometheus.GaugeValue}
 }
 
 // states is a metric with one label whose values are counted when asked.

@@ -37,6 +37,9 @@ const shutdownPatience = 10 * time.Second
 // reload. ready is called once with the base URL when requests are answered.
 func serve(ctx context.Context, cfg Config, again func() (Config, error), log *slog.Logger, ready func(url string)) (err error) {
 	w := &wiring{cfg: cfg, again: again, log: log, metrics: prometheus.NewRegistry()}
+	if w.budgets, err = newBudgets(); err != nil {
+		return err
+	}
 	// What was opened is closed in the opposite order, whatever happens.
 	defer func() { err = errors.Join(err, w.close()) }()
 	for _, step := range []func(context.Context) error{w.openStore, w.openEngine, w.openNetwork, w.openImages, w.openControl} {
@@ -53,6 +56,7 @@ type wiring struct {
 	again   func() (Config, error)
 	log     *slog.Logger
 	metrics *prometheus.Registry
+	budgets budgets
 	closers []func() error
 
 	store     *store.Store
@@ -171,7 +175,7 @@ func (w *wiring) openControl(ctx context.Context) error {
 	w.service = control.New(control.Config{
 		Store: w.store, Logger: w.log, Templates: w.templates, Runtime: w.sandboxes, Turns: w.turns, Loop: w.agents,
 	})
-	if err := registerGauges(w.metrics, w.sandboxes, builds); err != nil {
+	if err := registerGauges(w.metrics, w.sandboxes, builds, w.budgets); err != nil {
 		return err
 	}
 	if err := w.firstKey(ctx); err != nil {
@@ -228,7 +232,13 @@ func leaveKey(file, secret string) error {
 
 // serve answers requests until ctx ends, then finishes those under way.
 func (w *wiring) serve(ctx context.Context, ready func(url string)) error {
-	handler, err := httpapi.New(httpapi.Config{Service: w.service, Sandboxes: w.sandboxes, Logger: w.log, Metrics: w.metrics})
+	hosts, err := w.cfg.HTTP.hosts()
+	if err != nil {
+		return err
+	}
+	handler, err := httpapi.New(httpapi.Config{
+		Service: w.service, Sandboxes: w.sandboxes, Logger: w.log, Metrics: w.metrics, Memory: w.budgets.memory, Hosts: hosts,
+	})
 	if err != nil {
 		return fmt.Errorf("making the HTTP handler: %w", err)
 	}
@@ -240,7 +250,7 @@ func (w *wiring) serve(ctx context.Context, ready func(url string)) error {
 	requests, endRequests := context.WithCancel(context.WithoutCancel(ctx))
 	defer endRequests()
 	server := &http.Server{
-		Handler: handler, ReadHeaderTimeout: 30 * time.Second, IdleTimeout: 3 * time.Minute,
+		Handler:     handler,
 		BaseContext: func(net.Listener) context.Context { return requests },
 		ErrorLog:    slog.NewLogLogger(w.log.Handler(), slog.LevelDebug),
 	}
@@ -248,7 +258,8 @@ func (w *wiring) serve(ctx context.Context, ready func(url string)) error {
 	failed := make(chan error, 2)
 	var background sync.WaitGroup
 	reload := &reloader{wiring: w, read: w.again, at: w.cfg}
-	go func() { failed <- server.Serve(listener) }()
+	doors := httpapi.NewDoors(httpapi.DoorsConfig{Strangers: w.budgets.strangers, Descriptors: w.budgets.descriptors})
+	go func() { failed <- doors.Serve(server, listener.(*net.TCPListener)) }()
 	background.Go(func() {
 		if err := serveAdmin(requests, w.cfg.Data, w.service, w.cache, reload); err != nil {
 			failed <- err

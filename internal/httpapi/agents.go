@@ -9,7 +9,7 @@ import (
 
 func (s *server) createAgent(w http.ResponseWriter, r *http.Request, caller control.Caller) error {
 	var req api.AgentCreate
-	if err := decode(w, r, &req); err != nil {
+	if err := decode(r, &req); err != nil {
 		return err
 	}
 	agent, err := s.service.CreateAgent(r.Context(), caller, req)
@@ -50,7 +50,7 @@ func (s *server) getAgent(w http.ResponseWriter, r *http.Request, caller control
 
 func (s *server) updateAgent(w http.ResponseWriter, r *http.Request, caller control.Caller) error {
 	var req api.AgentUpdate
-	if err := decode(w, r, &req); err != nil {
+	if err := decode(r, &req); err != nil {
 		return err
 	}
 	agent, err := s.service.UpdateAgent(r.Context(), caller, r.PathValue("id"), req)
@@ -61,7 +61,7 @@ func (s *server) updateAgent(w http.ResponseWriter, r *http.Request, caller cont
 }
 
 func (s *server) archiveAgent(w http.ResponseWriter, r *http.Request, caller control.Caller) error {
-	if err := noBody(w, r); err != nil {
+	if err := noBody(r); err != nil {
 		return err
 	}
 	agent, err := s.service.ArchiveAgent(r.Context(), caller, r.PathValue("id"))

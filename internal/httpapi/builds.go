@@ -20,7 +20,7 @@ func (s *server) getBuild(w http.ResponseWriter, r *http.Request, caller control
 }
 
 func (s *server) rebuild(w http.ResponseWriter, r *http.Request, caller control.Caller) error {
-	if err := noBody(w, r); err != nil {
+	if err := noBody(r); err != nil {
 		return err
 	}
 	build, err := s.sandboxes.Rebuild(r.Context(), caller, r.PathValue("id"))

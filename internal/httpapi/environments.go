@@ -9,7 +9,7 @@ import (
 
 func (s *server) createEnvironment(w http.ResponseWriter, r *http.Request, caller control.Caller) error {
 	var req api.EnvironmentCreate
-	if err := decode(w, r, &req); err != nil {
+	if err := decode(r, &req); err != nil {
 		return err
 	}
 	env, err := s.service.CreateEnvironment(r.Context(), caller, req)
@@ -42,7 +42,7 @@ func (s *server) getEnvironment(w http.ResponseWriter, r *http.Request, caller c
 
 func (s *server) updateEnvironment(w http.ResponseWriter, r *http.Request, caller control.Caller) error {
 	var req api.EnvironmentUpdate
-	if err := decode(w, r, &req); err != nil {
+	if err := decode(r, &req); err != nil {
 		return err
 	}
 	env, err := s.service.UpdateEnvironment(r.Context(), caller, r.PathValue("id"), req)
@@ -53,7 +53,7 @@ func (s *server) updateEnvironment(w http.ResponseWriter, r *http.Request, calle
 }
 
 func (s *server) archiveEnvironment(w http.ResponseWriter, r *http.Request, caller control.Caller) error {
-	if err := noBody(w, r); err != nil {
+	if err := noBody(r); err != nil {
 		return err
 	}
 	env, err := s.service.ArchiveEnvironment(r.Context(), caller, r.PathValue("id"))

@@ -44,7 +44,10 @@ func (s *server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 		// Clients retry a 409 unless told that it does not help.
 		w.Header().Set("X-Should-Retry", "false")
 	}
-	writeFault(w, noteOf(r), wire, fault)
+	if fault.Kind == control.RateLimited {
+		w.Header().Set("Retry-After", "1")
+	}
+	writeFault(w, r, wire, fault)
 }
 
 // asFault is what an error looks like to the client. The request's note keeps
@@ -80,11 +83,13 @@ func asFault(r *http.Request, err error) (wireError, *control.Fault) {
 func (s *server) writeMethodNotAllowed(w http.ResponseWriter, r *http.Request, byMethod methods) {
 	w.Header().Set("Allow", strings.Join(slices.Sorted(maps.Keys(byMethod)), ", "))
 	wire := wireError{http.StatusMethodNotAllowed, "invalid_request_error", "invalid_request"}
-	writeFault(w, noteOf(r), wire, &control.Fault{Message: "Method Not Allowed"})
+	writeFault(w, r, wire, &control.Fault{Message: "Method Not Allowed"})
 }
 
-func writeFault(w http.ResponseWriter, note *note, wire wireError, fault *control.Fault) {
-	writeJSON(w, wire.status, errorBody(note, wire, fault))
+// writeFault replies with an error. A body that was not read is not waited for.
+func writeFault(w http.ResponseWriter, r *http.Request, wire wireError, fault *control.Fault) {
+	answerUnread(w, r)
+	writeJSON(w, wire.status, errorBody(noteOf(r), wire, fault))
 }
 
 func errorBody(note *note, wire wireError, fault *control.Fault) api.ErrorBody {

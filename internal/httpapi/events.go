@@ -13,7 +13,7 @@ import (
 
 func (s *server) sendEvents(w http.ResponseWriter, r *http.Request, caller control.Caller) error {
 	var req api.EventsSend
-	if err := decode(w, r, &req); err != nil {
+	if err := decodeLarge(r, &req); err != nil {
 		return err
 	}
 	sent, err := s.service.SendEvents(r.Context(), caller, r.PathValue("id"), req)
@@ -62,7 +62,7 @@ func (s *server) getThread(w http.ResponseWriter, r *http.Request, caller contro
 }
 
 func (s *server) archiveThread(w http.ResponseWriter, r *http.Request, caller control.Caller) error {
-	if err := noBody(w, r); err != nil {
+	if err := noBody(r); err != nil {
 		return err
 	}
 	return s.service.ArchiveThread(r.Context(), caller, r.PathValue("id"), r.PathValue("thread"))

@@ -32,7 +32,7 @@ const (
 // exec runs a command and streams what it writes, or collects it.
 func (s *server) exec(w http.ResponseWriter, r *http.Request, caller control.Caller) error {
 	var req api.Exec
-	if err := decode(w, r, &req); err != nil {
+	if err := decodeLarge(r, &req); err != nil {
 		return err
 	}
 	cmd, err := execCommand(req)
@@ -48,7 +48,15 @@ func (s *server) exec(w http.ResponseWriter, r *http.Request, caller control.Cal
 	if stream {
 		return s.execStream(w, r, caller, cmd, limit)
 	}
-	stdout, stderr := &capped{}, &capped{}
+	// Nothing is run whose output would find no room at all: once the command has
+	// run, an answer that clients take for "try again" would make it run twice.
+	memory := noteOf(r).memory
+	if !memory.take(2 * outputAhead * outputWeight) {
+		return errNoMemory("The command was not run, as there is no room for its output")
+	}
+	stdout, stderr := &capped{memory: memory, paid: outputAhead}, &capped{memory: memory, paid: outputAhead}
+	defer stdout.close()
+	defer stderr.close()
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	end, err := s.run(r.Context(), caller, r.PathValue("id"), cmd, limit, func() {})
 	if err != nil {
@@ -167,28 +175,52 @@ func execCommand(req api.Exec) (sandbox.Command, error) {
 // errClosed is for output that comes after the reply has ended.
 var errClosed = errors.New("the reply has ended")
 
-// capped keeps the beginning of what is written to it.
+const (
+	// outputWeight is how many bytes of memory a byte of collected output takes at
+	// most until it is sent: in the buffer that grows, as text, and in the reply.
+	outputWeight = 4
+	// outputAhead is how many bytes of each stream have their memory before the
+	// command runs.
+	outputAhead = 32 << 10
+)
+
+// capped keeps the beginning of what is written to it: what has room in the
+// reply, and as long as the request gets memory for it.
 type capped struct {
-	mu     sync.Mutex
-	b      bytes.Buffer // under mu
-	cut    bool         // under mu
-	closed bool         // under mu
+	memory *memory
+
+	mu     sync.Mutex   // guards what follows
+	b      bytes.Buffer // what is kept
+	paid   int          // how many bytes of b have their memory
+	cut    bool         // more came than is kept; nothing is kept any more
+	closed bool         // nothing is taken any more
 }
 
 // Write implements io.Writer; it takes everything and keeps what has room.
 func (c *capped) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed {
+	switch {
+	case c.closed:
 		return 0, errClosed
+	case c.cut:
+		return len(p), nil
 	}
-	room := maxExecOutput - c.b.Len()
-	if len(p) > room {
+	kept := p
+	if room := maxExecOutput - c.b.Len(); len(kept) > room {
 		c.cut = true
-		c.b.Write(p[:room])
-	} else {
-		c.b.Write(p)
+		kept = kept[:room]
 	}
+	if need := c.b.Len() + len(kept); need > c.paid {
+		grown := min(max(need, 2*c.paid), maxExecOutput)
+		if c.memory.take(int64(grown-c.paid) * outputWeight) {
+			c.paid = grown
+		} else {
+			c.cut = true
+			kept = kept[:c.paid-c.b.Len()]
+		}
+	}
+	c.b.Write(kept)
 	return len(p), nil
 }
 

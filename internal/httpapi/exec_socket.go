@@ -36,6 +36,9 @@ func (s *server) execSocket(w http.ResponseWriter, r *http.Request, caller contr
 	if err := wantsSocket(r); err != nil {
 		return err
 	}
+	if !noteOf(r).memory.take(inputWindow * inputFrame) {
+		return errNoMemory("Standard input")
+	}
 	conn, err := websocket.Accept(w, r, nil)
 	if err != nil {
 		noteOf(r).err = err
@@ -63,7 +66,7 @@ func (s *server) execSocket(w http.ResponseWriter, r *http.Request, caller contr
 
 // runSocket reads the request, runs the command and reports how it ended.
 func (s *server) runSocket(ctx context.Context, gone context.CancelFunc, r *http.Request, caller control.Caller, conn *websocket.Conn, frames *frameWriter) error {
-	req, err := readExec(ctx, conn)
+	req, err := readExec(ctx, conn, noteOf(r).memory)
 	if err != nil {
 		return err
 	}
@@ -96,16 +99,20 @@ func (s *server) runSocket(ctx context.Context, gone context.CancelFunc, r *http
 }
 
 // readExec reads the frame that says what to run.
-func readExec(ctx context.Context, conn *websocket.Conn) (req api.Exec, err error) {
+func readExec(ctx context.Context, conn *websocket.Conn, memory *memory) (req api.Exec, err error) {
 	ctx, cancel := context.WithTimeout(ctx, requestWait)
 	defer cancel()
-	conn.SetReadLimit(maxBody)
-	kind, text, err := conn.Read(ctx)
+	conn.SetReadLimit(maxLargeBody)
+	kind, frame, err := conn.Reader(ctx)
 	if err != nil {
 		return req, &control.Fault{Kind: control.Invalid, Message: "The request could not be read", Cause: err}
 	}
 	if kind != websocket.MessageText {
 		return req, control.Faultf(control.Invalid, "The first frame should be a text frame with the request")
+	}
+	text, err := collect(frame, memory, maxLargeBody)
+	if err != nil {
+		return req, err
 	}
 	conn.SetReadLimit(inputFrame)
 	return req, api.Decode(text, &req)

@@ -89,12 +89,12 @@ func (s *server) writeFile(w http.ResponseWriter, r *http.Request, caller contro
 	return reply(w, fileReply{Type: "file_written", Path: p})
 }
 
-// bodyError tells a body that could not be read from what else went wrong.
+// bodyError tells a body that did not come from what else went wrong.
 func bodyError(r *http.Request, err error) error {
-	if _, ok := control.AsFault(err); ok || r.Context().Err() != nil {
+	if _, ok := control.AsFault(err); ok {
 		return err
 	}
-	if _, readErr := r.Body.Read(make([]byte, 1)); readErr != nil && readErr != io.EOF {
+	if body := noteOf(r).body; body != nil && body.broken() {
 		return &control.Fault{Kind: control.Invalid, Message: "Request body could not be read", Cause: err}
 	}
 	return err

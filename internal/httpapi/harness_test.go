@@ -6,8 +6,8 @@ import (
 	"encoding/json"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
-	"net/http/httptest"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -103,6 +103,12 @@ func (s *syncBuffer) String() string {
 
 func newRig(t *testing.T, sandboxes httpapi.Sandboxes) *rig {
 	t.Helper()
+	return newRigWith(t, sandboxes, httpapi.DoorsConfig{}, func(*httpapi.Config) {})
+}
+
+// newRigWith is newRig with other bounds.
+func newRigWith(t *testing.T, sandboxes httpapi.Sandboxes, doors httpapi.DoorsConfig, change func(*httpapi.Config)) *rig {
+	t.Helper()
 	ctx := context.Background()
 	db, err := store.Open(ctx, store.Config{Path: filepath.Join(t.TempDir(), "atoll.db")})
 	if err != nil {
@@ -122,19 +128,37 @@ func newRig(t *testing.T, sandboxes httpapi.Sandboxes) *rig {
 	if r.workspace, err = r.service.EnsureDefault(ctx, key, func(string) error { return nil }); err != nil {
 		t.Fatal(err)
 	}
-	h, err := httpapi.New(httpapi.Config{
+	config := httpapi.Config{
 		Service: r.service, Sandboxes: sandboxes, Metrics: r.metrics,
 		Logger: slog.New(slog.NewJSONHandler(r.log, nil)), Ping: 50 * time.Millisecond, StreamWait: time.Second,
-	})
+	}
+	change(&config)
+	h, err := httpapi.New(config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ts := httptest.NewServer(h)
+	listener, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: h}
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		if err := httpapi.NewDoors(doors).Serve(server, listener); err != http.ErrServerClosed {
+			t.Error(err)
+		}
+	})
 	t.Cleanup(func() {
 		r.turns.Close() // streams end, or the server would wait for them
-		ts.Close()
+		r.client.CloseIdleConnections()
+		patience, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		if server.Shutdown(patience) != nil {
+			_ = server.Close() // a connection of the test's is still open
+		}
+		serving.Wait()
 	})
-	r.url = ts.URL
+	r.url = "http://" + listener.Addr().String()
 	r.client = &http.Client{Transport: wiretest.Transport(t, nil)}
 	return r
 }

@@ -114,7 +114,7 @@ func TestBodies(t *testing.T) {
 	}
 	// Unknown length, so that the limit is met while reading.
 	tooLarge := io.MultiReader(strings.NewReader(`{"name":"`), io.LimitReader(forever('x'), 33<<20))
-	if got := post("application/json", tooLarge); got.status != 413 || got.str("error", "type") != "invalid_request_error" || got.message() != "Request body is larger than 33554432 bytes" {
+	if got := post("application/json", tooLarge); got.status != 413 || got.str("error", "type") != "invalid_request_error" || got.message() != "Request body is larger than 4194304 bytes" {
 		t.Errorf("too large: %d %s", got.status, got.text)
 	}
 	many := `{"name":"x","description":[` + strings.Repeat("0,", 300_000) + `0]}`

@@ -6,6 +6,11 @@
 // header, and every error body the same id. An error that is not a
 // [control.Fault] is logged and reaches the client as "Internal server error"
 // only; so does a panic, which ends one request and never the server.
+//
+// A client without a key costs little: what is refused is answered before its
+// body is read and its connection closed, and [Doors] counts the connections. A
+// client with one waits in no request for bytes that do not come, and takes a
+// share of the memory for bodies and outputs, never all of it.
 package httpapi
 
 import (
@@ -41,6 +46,18 @@ type Config struct {
 	// StreamWait is how long a stream waits for a client that does not read,
 	// before it is ended; zero means a minute.
 	StreamWait time.Duration
+	// BodyWait is how long a client that sends a body may send nothing of it before
+	// it is given up; zero means 30 seconds. Over its whole length a body may take
+	// that long and a second more for each KiB.
+	BodyWait time.Duration
+	// Memory is what bodies and collected outputs of all requests may take, in
+	// bytes, held by workspaces; beyond it requests are answered 429. Nil means no
+	// limit.
+	Memory *control.Budget
+	// Hosts are names, in lower case, under which /healthz and /metrics are asked
+	// for on a loopback address, beside localhost and IP addresses: those of a
+	// proxy on this machine.
+	Hosts []string
 	// Health tells whether the server can work, for /healthz. Nil means always.
 	Health func(context.Context) error
 }
@@ -54,7 +71,10 @@ type server struct {
 	metrics   *metrics
 	mux       *http.ServeMux
 
-	ping, streamWait time.Duration
+	memory *control.Budget
+	hosts  []string
+
+	ping, streamWait, bodyWait time.Duration
 }
 
 // handler answers one route for a caller who was let in. An error that it
@@ -80,12 +100,13 @@ func New(cfg Config) (http.Handler, error) {
 		return nil, err
 	}
 	s := &server{service: cfg.Service, sandboxes: cfg.Sandboxes, log: cfg.Logger, health: cfg.Health, metrics: m, mux: http.NewServeMux(),
-		ping: cmp.Or(cfg.Ping, 15*time.Second), streamWait: cmp.Or(cfg.StreamWait, time.Minute)}
+		memory: cfg.Memory, hosts: cfg.Hosts,
+		ping: cmp.Or(cfg.Ping, 15*time.Second), streamWait: cmp.Or(cfg.StreamWait, time.Minute), bodyWait: cmp.Or(cfg.BodyWait, 30*time.Second)}
 	for pattern, byMethod := range s.routes() {
 		s.mux.Handle(pattern, s.serve(byMethod))
 	}
-	s.mux.HandleFunc("/healthz", s.serveHealth)
-	s.mux.Handle("/metrics", promhttp.HandlerFor(cfg.Metrics, promhttp.HandlerOpts{}))
+	s.mux.Handle("/healthz", s.keyless(http.HandlerFunc(s.serveHealth)))
+	s.mux.Handle("/metrics", s.keyless(promhttp.HandlerFor(cfg.Metrics, promhttp.HandlerOpts{})))
 	s.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		s.writeError(w, r, &control.Fault{Kind: control.NotFound, Message: "Not found"})
 	})
@@ -152,6 +173,10 @@ func (s *server) serve(byMethod methods) http.Handler {
 			return
 		}
 		noteCaller(r, caller)
+		if err := admit(r, caller.Workspace); err != nil {
+			s.writeError(w, r, err)
+			return
+		}
 		if err := handle(w, r, caller); err != nil {
 			s.writeError(w, r, err)
 		}

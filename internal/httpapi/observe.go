@@ -21,6 +21,8 @@ type note struct {
 	dialect   control.Dialect // of the presented key, valid or not
 	caller    control.Caller  // zero before authentication
 	err       error           // why it failed
+	body      *patientBody    // nil: the request has none
+	memory    *memory         // what it has of the memory for requests
 }
 
 type noteKey struct{}
@@ -32,7 +34,11 @@ func noteOf(r *http.Request) *note {
 	panic("httpapi: a request that observe has not seen")
 }
 
-func noteCaller(r *http.Request, caller control.Caller) { noteOf(r).caller = caller }
+func noteCaller(r *http.Request, caller control.Caller) {
+	n := noteOf(r)
+	n.caller = caller
+	n.memory.holder = caller.Workspace
+}
 
 // metrics of requests.
 type metrics struct {
@@ -88,13 +94,21 @@ func (w *response) Write(b []byte) (int, error) {
 func (s *server) observe(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		start := time.Now()
-		n := &note{requestID: s.service.RequestID(), dialect: control.DialectOf(presented(r))}
+		n := &note{requestID: s.service.RequestID(), dialect: control.DialectOf(presented(r)), memory: &memory{budget: s.memory}}
 		r = r.WithContext(context.WithValue(r.Context(), noteKey{}, n))
 		w := &response{ResponseWriter: rw}
+		if r.Body != nil && r.Body != http.NoBody {
+			n.body = &patientBody{ReadCloser: r.Body, conn: http.NewResponseController(rw), wait: s.bodyWait}
+			r.Body = n.body
+		}
 		w.Header().Set("Request-Id", n.requestID)
 		defer func() {
 			if p := recover(); p != nil {
 				s.recovered(w, r, p)
+			}
+			n.memory.end()
+			if n.body != nil {
+				n.body.giveUp() // of what the handler has left, little is read and not for long
 			}
 			s.record(w, r, n, time.Since(start))
 		}()

@@ -9,7 +9,7 @@ import (
 
 func (s *server) createSession(w http.ResponseWriter, r *http.Request, caller control.Caller) error {
 	var req api.SessionCreate
-	if err := decode(w, r, &req); err != nil {
+	if err := decodeLarge(r, &req); err != nil {
 		return err
 	}
 	session, err := s.service.CreateSession(r.Context(), caller, req)
@@ -48,7 +48,7 @@ func (s *server) getSession(w http.ResponseWriter, r *http.Request, caller contr
 
 func (s *server) updateSession(w http.ResponseWriter, r *http.Request, caller control.Caller) error {
 	var req api.SessionUpdate
-	if err := decode(w, r, &req); err != nil {
+	if err := decode(r, &req); err != nil {
 		return err
 	}
 	session, err := s.service.UpdateSession(r.Context(), caller, r.PathValue("id"), req)
@@ -59,7 +59,7 @@ func (s *server) updateSession(w http.ResponseWriter, r *http.Request, caller co
 }
 
 func (s *server) archiveSession(w http.ResponseWriter, r *http.Request, caller control.Caller) error {
-	if err := noBody(w, r); err != nil {
+	if err := noBody(r); err != nil {
 		return err
 	}
 	session, err := s.service.ArchiveSession(r.Context(), caller, r.PathValue("id"))

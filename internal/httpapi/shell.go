@@ -19,7 +19,8 @@ import (
 )
 
 const (
-	shellFrame   = 1 << 20          // largest frame of a client, in bytes
+	shellFrame   = 1 << 20          // largest frame of a client, in bytes; it is passed on as it comes
+	shellText    = 4 << 10          // largest text frame of a client, in bytes
 	shellPing    = 30 * time.Second // how often a silent client is looked for
 	shellEnd     = 5 * time.Second  // how long the last frames may take
 	shellHangUp  = time.Second      // what programs get to end themselves in
@@ -110,29 +111,55 @@ func shellCommand(q *query) (sandbox.Command, error) {
 // typing is set while the terminal has no room and the connection is not read.
 func readShell(ctx context.Context, conn *websocket.Conn, keyboard *io.PipeWriter, typing *atomic.Bool, p sandbox.Process, gone context.CancelFunc) {
 	defer gone()
+	buf := make([]byte, 4<<10)
 	for {
-		kind, data, err := conn.Read(ctx)
+		kind, frame, err := conn.Reader(ctx)
 		if err != nil {
 			_ = keyboard.CloseWithError(io.EOF) // never fails (io.Pipe)
 			return
 		}
 		if kind == websocket.MessageBinary {
-			typing.Store(true)
-			_, err := keyboard.Write(data)
-			typing.Store(false)
-			if err != nil {
+			if !typeFrame(keyboard, frame, buf, typing) {
 				return
 			}
 			continue
 		}
+		data, err := io.ReadAll(io.LimitReader(frame, shellText+1))
+		if err != nil {
+			_ = keyboard.CloseWithError(io.EOF) // as above
+			return
+		}
 		var msg api.ShellControl
-		if json.Unmarshal(data, &msg) != nil || msg.Type != "resize" || msg.Rows == 0 || msg.Cols == 0 {
+		if len(data) > shellText || json.Unmarshal(data, &msg) != nil || msg.Type != "resize" || msg.Rows == 0 || msg.Cols == 0 {
 			gone()                                                                             // before Close, which waits for the client's answer
 			_ = conn.Close(websocket.StatusUnsupportedData, "text frames are resize messages") // it is over either way
 			return
 		}
 		// A program that has just ended has no terminal any more.
 		_ = p.Resize(sandbox.WindowSize{Rows: msg.Rows, Cols: msg.Cols})
+	}
+}
+
+// typeFrame types a frame as it comes, and tells whether the connection and the
+// terminal go on.
+func typeFrame(keyboard *io.PipeWriter, frame io.Reader, buf []byte, typing *atomic.Bool) bool {
+	for {
+		n, err := frame.Read(buf)
+		if n > 0 { // a pipe waits for a reader of nothing, too
+			typing.Store(true)
+			_, typed := keyboard.Write(buf[:n])
+			typing.Store(false)
+			if typed != nil {
+				return false
+			}
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return true
+		case err != nil:
+			_ = keyboard.CloseWithError(io.EOF) // never fails (io.Pipe)
+			return false
+		}
 	}
 }
 

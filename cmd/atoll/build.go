@@ -86,7 +86,7 @@ func (c *client) copyLog(ctx context.Context, path string, follow bool, out io.W
 	defer res.Body.Close()
 	for lines := bufio.NewReader(res.Body); ; {
 		line, err := lines.ReadString('\n')
-		if _, werr := io.WriteString(out, line); werr != nil {
+		if werr := sayText(out, line); werr != nil {
 			return fmt.Errorf("writing the log: %w", werr)
 		}
 		if errors.Is(err, io.EOF) {
@@ -100,17 +100,17 @@ func (c *client) copyLog(ctx context.Context, path string, follow bool, out io.W
 
 // printBuild prints a build as a table of its layers.
 func printBuild(out io.Writer, b api.Build) error {
-	fmt.Fprintf(out, "%s: %s", b.EnvironmentID, b.Status)
+	say(out, "%s: %s", b.EnvironmentID, b.Status)
 	if b.Template != "" {
-		fmt.Fprintf(out, " on %s", b.Template)
+		say(out, " on %s", b.Template)
 	}
 	if b.FinishedAt != nil {
-		fmt.Fprintf(out, " in %s", (time.Duration(b.DurationMS) * time.Millisecond).Round(time.Millisecond))
+		say(out, " in %s", (time.Duration(b.DurationMS) * time.Millisecond).Round(time.Millisecond))
 	}
-	fmt.Fprintln(out)
+	sayText(out, "\n")
 	if len(b.Layers) > 0 {
 		table := tabwriter.NewWriter(out, 2, 0, 2, ' ', 0)
-		fmt.Fprintln(table, "  MANAGER\tSTATE\tTIME\tSIZE\tPACKAGES")
+		sayText(table, "  MANAGER\tSTATE\tTIME\tSIZE\tPACKAGES\n")
 		for _, l := range b.Layers {
 			state := l.State
 			if l.Hit {
@@ -122,7 +122,7 @@ func printBuild(out io.Writer, b api.Build) error {
 					named = append(named, p.Name+" "+p.Version)
 				}
 			}
-			fmt.Fprintf(table, "  %s\t%s\t%s\t%s\t%s (%d in all)\n", l.Manager, state,
+			say(table, "  %s\t%s\t%s\t%s\t%s (%d in all)\n", l.Manager, state,
 				time.Duration(l.DurationMS)*time.Millisecond, sizeText(l.SizeBytes), strings.Join(named, ", "), len(l.Packages))
 		}
 		if err := table.Flush(); err != nil {
@@ -130,7 +130,7 @@ func printBuild(out io.Writer, b api.Build) error {
 		}
 	}
 	if b.Error != nil && b.Error.Tail != "" {
-		fmt.Fprintln(out, "  "+strings.ReplaceAll(strings.TrimSpace(b.Error.Tail), "\n", "\n  "))
+		sayText(out, "  "+strings.ReplaceAll(strings.TrimSpace(b.Error.Tail), "\n", "\n  ")+"\n")
 	}
 	return nil
 }

@@ -40,7 +40,7 @@ func newBuildView(out io.Writer, tty bool) *buildView {
 func (v *buildView) show(b api.Build) {
 	if !v.tty {
 		if text := buildLine(b); text != v.last {
-			fmt.Fprintf(v.out, "%4.0fs  %s\n", v.now().Sub(v.start).Seconds(), text)
+			say(v.out, "%4.0fs  %s\n", v.now().Sub(v.start).Seconds(), text)
 			v.last = text
 		}
 		return
@@ -147,7 +147,7 @@ func terminalWidth(stream any) int {
 
 // fit cuts a line to a terminal's width.
 func fit(line string, columns int) string {
-	out := []rune(printable(strings.ReplaceAll(line, "\t", " ")))
+	out := []rune(oneLine(line))
 	return string(out[:min(len(out), max(columns, 1))])
 }
 

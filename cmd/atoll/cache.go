@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 	"net/url"
 	"path/filepath"
@@ -49,33 +48,32 @@ func (c cacheShowCmd) Run(ctx context.Context, io *streams) error {
 			return err
 		}
 		if c.JSON {
-			return json.NewEncoder(io.out).Encode(state)
+			return sayJSON(io.out, state, "")
 		}
 		table := tabwriter.NewWriter(io.out, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(table, "LAYER\tMANAGER\tSIZE\tUSERS\tMOUNTED\tHITS\tLAST USED\tPACKAGES")
+		sayText(table, "LAYER\tMANAGER\tSIZE\tUSERS\tMOUNTED\tHITS\tLAST USED\tPACKAGES\n")
 		for _, l := range state.Layers {
-			fmt.Fprintf(table, "%.12s\t%s\t%s\t%d\t%t\t%d\t%s\t%s\n", l.Key, l.Manager, sizeText(l.SizeBytes), l.Users, l.Mounted, l.Hits,
+			say(table, "%.12s\t%s\t%s\t%d\t%t\t%d\t%s\t%s\n", l.Key, l.Manager, sizeText(l.SizeBytes), l.Users, l.Mounted, l.Hits,
 				l.LastUsed.UTC().Format(time.RFC3339), strings.Join(l.Entries, " "))
 		}
 		if err := table.Flush(); err != nil {
 			return err
 		}
-		fmt.Fprintln(table, "TEMPLATE\tNAME\tSIZE\tUSERS\tMOUNTED\tSERVERS\tLAST USED\tSTATE")
+		sayText(table, "TEMPLATE\tNAME\tSIZE\tUSERS\tMOUNTED\tSERVERS\tLAST USED\tSTATE\n")
 		for _, v := range state.Templates {
 			word := "old"
 			if v.Current {
 				word = "current"
 			}
-			fmt.Fprintf(table, "%.12s\t%s\t%s\t%d\t%t\t%d\t%s\t%s\n", v.Digest, v.Template, sizeText(v.SizeBytes), v.Users, v.Mounted, v.Servers,
+			say(table, "%.12s\t%s\t%s\t%d\t%t\t%d\t%s\t%s\n", v.Digest, v.Template, sizeText(v.SizeBytes), v.Users, v.Mounted, v.Servers,
 				v.LastUsed.UTC().Format(time.RFC3339), word)
 		}
 		if err := table.Flush(); err != nil {
 			return err
 		}
 		d := state.Downloads
-		_, err = fmt.Fprintf(io.out, "%d layers, %s of %s\n%d downloads, %s of %s\n", len(state.Layers), sizeText(state.SizeBytes), sizeText(state.QuotaBytes),
+		return say(io.out, "%d layers, %s of %s\n%d downloads, %s of %s\n", len(state.Layers), sizeText(state.SizeBytes), sizeText(state.QuotaBytes),
 			d.Files, sizeText(d.SizeBytes), sizeText(d.QuotaBytes))
-		return err
 	})
 }
 
@@ -84,12 +82,12 @@ func (c cachePruneCmd) Run(ctx context.Context, io *streams) error {
 	return c.manageCache(ctx, io, func(m cacheManager) error {
 		gone, err := m.Prune(ctx)
 		for _, key := range gone.Keys {
-			fmt.Fprintf(io.out, "removed %.12s\n", key)
+			say(io.out, "removed %.12s\n", key)
 		}
 		for _, digest := range gone.Templates {
-			fmt.Fprintf(io.out, "removed template %.12s\n", digest)
+			say(io.out, "removed template %.12s\n", digest)
 		}
-		fmt.Fprintf(io.out, "%d layers removed, %s\n%d template versions removed, %s\n%d downloads removed, %s\n", len(gone.Keys), sizeText(gone.Bytes),
+		say(io.out, "%d layers removed, %s\n%d template versions removed, %s\n%d downloads removed, %s\n", len(gone.Keys), sizeText(gone.Bytes),
 			len(gone.Templates), sizeText(gone.TemplateBytes), gone.Downloads, sizeText(gone.DownloadBytes))
 		return err
 	})

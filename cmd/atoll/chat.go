@@ -51,7 +51,7 @@ func (c chatCmd) Run(ctx context.Context, io *streams) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(io.err, "session %s\n", session)
+	say(io.err, "session %s\n", session)
 	talk := &chat{client: client, path: "/v1/sessions/" + url.PathEscape(session), out: io.out, err: io.err,
 		tty: isTerminal(io.in) && isTerminal(io.out), interrupts: interrupts, uses: map[string]chatEvent{}}
 	talk.lines, talk.unread = readLines(ctx, io.in)
@@ -264,7 +264,7 @@ func (c *chat) run(ctx context.Context) error {
 
 func (c *chat) prompt(text string) {
 	if c.tty {
-		fmt.Fprint(c.err, text)
+		sayText(c.err, text)
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"unicode"
 )
 
 // Lengths beyond which a tool's input and output are cut on the screen.
@@ -29,17 +28,17 @@ func (c *chat) show(f chatFrame) (idle bool, err error) {
 	case "agent.tool_use", "agent.mcp_tool_use", "agent.custom_tool_use":
 		c.uses[e.ID] = e
 		c.endLine()
-		fmt.Fprintf(c.out, "· %s\n", callOf(e))
+		say(c.out, "· %s\n", callOf(e))
 	case "agent.tool_result", "agent.mcp_tool_result":
 		mark := "  "
 		if e.IsError {
 			mark = "! "
 		}
 		text := cut(printable(strings.TrimSpace(textOf(e.Content))), maxShownOutput)
-		fmt.Fprintln(c.out, mark+strings.ReplaceAll(text, "\n", "\n"+mark))
+		sayText(c.out, mark+strings.ReplaceAll(text, "\n", "\n"+mark)+"\n")
 	case "session.error":
 		c.endLine()
-		fmt.Fprintf(c.err, "! %s\n", printable(e.Error.Message))
+		say(c.err, "! %s\n", e.Error.Message)
 	case "session.status_idle":
 		c.endLine()
 		return true, nil
@@ -61,7 +60,7 @@ func (c *chat) preview(e chatEvent) {
 	}
 	c.block = e.Delta.Index
 	c.shown += text
-	fmt.Fprint(c.out, printable(text))
+	sayText(c.out, text)
 }
 
 // message prints what is not on the screen yet of a message that is whole: its
@@ -76,14 +75,14 @@ func (c *chat) message(e chatEvent) {
 		}
 	}
 	c.printed = ""
-	fmt.Fprintln(c.out, printable(text))
+	sayText(c.out, text+"\n")
 }
 
 // endLine ends a message that broke off.
 func (c *chat) endLine() {
 	if c.printed != "" {
 		c.printed = ""
-		fmt.Fprintln(c.out)
+		sayText(c.out, "\n")
 	}
 }
 
@@ -97,9 +96,9 @@ func (c *chat) answer(ctx context.Context, ids []string) error {
 		}
 		custom := use.Type == "agent.custom_tool_use"
 		if custom {
-			fmt.Fprintf(c.err, "answer for %s: ", callOf(use))
+			say(c.err, "answer for %s: ", callOf(use))
 		} else {
-			fmt.Fprintf(c.err, "allow %s? [y/n] ", callOf(use))
+			say(c.err, "allow %s? [y/n] ", callOf(use))
 		}
 		var line string
 		var ok bool
@@ -167,16 +166,6 @@ func callOf(e chatEvent) string {
 		return printable(name)
 	}
 	return printable(name + " " + cut(flat.String(), maxShownInput))
-}
-
-// printable keeps what a program wrote from moving the terminal's cursor.
-func printable(text string) string {
-	return strings.Map(func(r rune) rune {
-		if r == '\n' || r == '\t' || unicode.IsPrint(r) {
-			return r
-		}
-		return -1
-	}, text)
 }
 
 func cut(text string, most int) string {

@@ -91,9 +91,9 @@ func (c doctorCmd) Run(ctx context.Context, io *streams) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		fmt.Fprintf(io.out, "%-4s  %-20s  %s\n", v, check.Name, words)
+		say(io.out, "%-4s  %-20s  %s\n", v, check.Name, words)
 		if v == failed || v == warned {
-			fmt.Fprintf(io.out, "      %-20s  → %s\n", "", check.Remedy)
+			say(io.out, "      %-20s  → %s\n", "", check.Remedy)
 		}
 		if v == failed {
 			missing++
@@ -102,6 +102,6 @@ func (c doctorCmd) Run(ctx context.Context, io *streams) error {
 	if missing > 0 {
 		return &exitError{code: 1, err: fmt.Errorf("%d required checks failed", missing)}
 	}
-	fmt.Fprintln(io.out, "\nThis host can run Atoll.")
+	sayText(io.out, "\nThis host can run Atoll.\n")
 	return nil
 }

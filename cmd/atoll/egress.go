@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/url"
@@ -42,9 +41,9 @@ func (c egressCmd) Run(ctx context.Context, io *streams) error {
 		return printJSON(io.out, page.Data)
 	}
 	table := tabwriter.NewWriter(io.out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "TIME\tVERDICT\tHOST\tPORT\tPROTOCOL\tREASON\tRULE\tCOUNT")
+	sayText(table, "TIME\tVERDICT\tHOST\tPORT\tPROTOCOL\tREASON\tRULE\tCOUNT\n")
 	for _, r := range page.Data {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%d\t%s\t%s\t%s\t%d\n", r.Time.UTC().Format(time.RFC3339), r.Verdict, asked(r), r.DestPort, r.Protocol, r.Reason, r.Rule, r.Count)
+		say(table, "%s\t%s\t%s\t%d\t%s\t%s\t%s\t%d\n", r.Time.UTC().Format(time.RFC3339), r.Verdict, asked(r), r.DestPort, r.Protocol, r.Reason, r.Rule, r.Count)
 	}
 	return table.Flush()
 }
@@ -117,7 +116,7 @@ func (c egressCmd) since(ctx context.Context, client *client, last string) (out 
 // lines to come.
 func printLines(out io.Writer, records []egress.Record) error {
 	for _, r := range records {
-		_, err := fmt.Fprintf(out, "%s  %-8s %-40s %5d  %-5s %-21s %s\n", r.Time.UTC().Format(time.RFC3339), r.Verdict, asked(r), r.DestPort, r.Protocol, r.Reason, r.Rule)
+		err := say(out, "%s  %-8s %-40s %5d  %-5s %-21s %s\n", r.Time.UTC().Format(time.RFC3339), r.Verdict, asked(r), r.DestPort, r.Protocol, r.Reason, r.Rule)
 		if err != nil {
 			return err
 		}
@@ -126,9 +125,8 @@ func printLines(out io.Writer, records []egress.Record) error {
 }
 
 func printJSON(out io.Writer, records []egress.Record) error {
-	enc := json.NewEncoder(out)
 	for _, r := range records {
-		if err := enc.Encode(r); err != nil {
+		if err := sayJSON(out, r, ""); err != nil {
 			return fmt.Errorf("writing a decision: %w", err)
 		}
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -46,9 +45,8 @@ func (c keyCreateCmd) Run(ctx context.Context, io *streams) error {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(io.err, "%s made; the key is shown this once:\n", key.ID)
-		_, err = fmt.Fprintln(io.out, key.Secret)
-		return err
+		say(io.err, "%s made; the key is shown this once:\n", key.ID)
+		return say(io.out, "%s\n", key.Secret)
 	})
 }
 
@@ -60,13 +58,13 @@ func (c keyListCmd) Run(ctx context.Context, io *streams) error {
 			return err
 		}
 		table := tabwriter.NewWriter(io.out, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(table, "ID\tNAME\tKEY\tCREATED\tREVOKED")
+		sayText(table, "ID\tNAME\tKEY\tCREATED\tREVOKED\n")
 		for _, key := range all {
 			revoked := "-"
 			if key.RevokedAt != nil {
 				revoked = key.RevokedAt.UTC().Format(time.RFC3339)
 			}
-			fmt.Fprintf(table, "%s\t%s\t…%s\t%s\t%s\n", key.ID, key.Name, key.Hint, key.CreatedAt.UTC().Format(time.RFC3339), revoked)
+			say(table, "%s\t%s\t…%s\t%s\t%s\n", key.ID, key.Name, key.Hint, key.CreatedAt.UTC().Format(time.RFC3339), revoked)
 		}
 		return table.Flush()
 	})

@@ -56,7 +56,7 @@ func exitCode(err error, stderr io.Writer) int {
 			return code
 		}
 	}
-	fmt.Fprintf(stderr, "atoll: %v\n", err)
+	_ = sayText(stderr, fmt.Sprintf("atoll: %v\n", err)) // nobody is left to tell
 	return code
 }
 

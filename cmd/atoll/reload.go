@@ -33,9 +33,9 @@ func (c reloadCmd) Run(ctx context.Context, io *streams) error {
 		if err := json.NewDecoder(res.Body).Decode(&done); err != nil {
 			return fmt.Errorf("reading the reply: %w", err)
 		}
-		fmt.Fprintf(io.out, "reloaded; the network policies of %d sessions changed\n", done.Sessions)
+		say(io.out, "reloaded; the network policies of %d sessions changed\n", done.Sessions)
 		if len(done.NeedRestart) > 0 {
-			fmt.Fprintf(io.out, "changed, but only a restart takes it up: %s\n", strings.Join(done.NeedRestart, ", "))
+			say(io.out, "changed, but only a restart takes it up: %s\n", strings.Join(done.NeedRestart, ", "))
 		}
 		return nil
 	}, func(dir string, _ *store.Store) error {

@@ -112,11 +112,11 @@ func (c serveCmd) Run(ctx context.Context, io *streams) error {
 // greet says how to use the server that has just become ready.
 func greet(out io.Writer, url string, cfg Config) {
 	key := filepath.Join(cfg.Data, defaultKeyFile)
-	fmt.Fprintf(out, "atoll %s is ready at %s\nAPI key: %s\n", versionString(), url, key)
+	say(out, "atoll %s is ready at %s\nAPI key: %s\n", versionString(), url, key)
 	if !isTerminal(out) {
 		return
 	}
-	fmt.Fprintf(out, `
+	say(out, `
 Try it (pip install anthropic):
 
   from anthropic import Anthropic

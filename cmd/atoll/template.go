@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -51,13 +50,13 @@ func (c templateListCmd) Run(io *streams) error {
 		return err
 	}
 	table := tabwriter.NewWriter(io.out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "NAME\tBUILT\tSIZE\tDESCRIPTION")
+	sayText(table, "NAME\tBUILT\tSIZE\tDESCRIPTION\n")
 	for _, m := range all {
 		built, size := "-", "-"
 		if m.Built {
 			built, size = m.CreatedAt.Format(time.RFC3339), sizeText(m.SizeBytes)
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", m.Template, built, size, m.Description)
+		say(table, "%s\t%s\t%s\t%s\n", m.Template, built, size, m.Description)
 	}
 	return table.Flush()
 }
@@ -83,9 +82,7 @@ func (c templateShowCmd) Run(io *streams) error {
 		return err
 	}
 	if c.JSON {
-		enc := json.NewEncoder(io.out)
-		enc.SetIndent("", "  ")
-		return enc.Encode(m)
+		return sayJSON(io.out, m, "  ")
 	}
 	printTemplate(io.out, m)
 	return nil
@@ -94,7 +91,7 @@ func (c templateShowCmd) Run(io *streams) error {
 func printTemplate(out io.Writer, m image.Manifest) {
 	line := func(name, value string) {
 		if value != "" {
-			fmt.Fprintf(out, "%-12s %s\n", name, value)
+			say(out, "%-12s %s\n", name, value)
 		}
 	}
 	line("name", m.Template)
@@ -170,7 +167,7 @@ func (c templateBuildCmd) Run(ctx context.Context, io *streams) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(io.out, "%s %s %s (%s)\n", base.Template, strings.TrimPrefix(base.Digest, "sha256:")[:12], sizeText(base.SizeBytes), time.Since(start).Round(100*time.Millisecond))
+	say(io.out, "%s %s %s (%s)\n", base.Template, strings.TrimPrefix(base.Digest, "sha256:")[:12], sizeText(base.SizeBytes), time.Since(start).Round(100*time.Millisecond))
 	return nil
 }
 

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"runtime"
 	"runtime/debug"
 )
@@ -13,11 +12,11 @@ type versionCmd struct{}
 
 // Run prints the version, the platform and the Go and gVisor versions inside.
 func (versionCmd) Run(io *streams) error {
-	_, err := fmt.Fprintf(io.out, "atoll %s %s/%s %s", versionString(), runtime.GOOS, runtime.GOARCH, runtime.Version())
+	err := say(io.out, "atoll %s %s/%s %s", versionString(), runtime.GOOS, runtime.GOARCH, runtime.Version())
 	if v := moduleVersion("gvisor.dev/gvisor"); v != "" {
-		fmt.Fprintf(io.out, " gvisor %s", v)
+		say(io.out, " gvisor %s", v)
 	}
-	fmt.Fprintln(io.out)
+	sayText(io.out, "\n")
 	return err
 }
 

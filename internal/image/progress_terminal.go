@@ -5,6 +5,7 @@ import (
 	"io"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/schollz/progressbar/v3"
 )
@@ -93,7 +94,7 @@ func printableLine(s string, n int) string {
 		if len(out) == n {
 			break
 		}
-		if r >= ' ' && r != 0x7f && (r < 0x80 || r > 0x9f) {
+		if unicode.IsPrint(r) {
 			out = append(out, r)
 		}
 	}

@@ -98,10 +98,10 @@ func (c cacheDropCmd) Run(ctx context.Context, io *streams) error {
 	return c.manageCache(ctx, io, func(m cacheManager) error {
 		gone, err := m.Drop(ctx, c.Key)
 		for _, l := range gone.Layers {
-			fmt.Fprintf(io.out, "removed %.12s (%s: %s), %s\n", l.Key, l.Manager, strings.Join(l.Entries, " "), sizeText(l.SizeBytes))
+			say(io.out, "removed %.12s (%s: %s), %s\n", l.Key, l.Manager, strings.Join(l.Entries, " "), sizeText(l.SizeBytes))
 		}
 		for _, id := range gone.Environments {
-			fmt.Fprintf(io.out, "environment %s refers to it: its next session installs again\n", id)
+			say(io.out, "environment %s refers to it: its next session installs again\n", id)
 		}
 		return err
 	})
@@ -114,7 +114,7 @@ func (c cacheRenewCmd) Run(ctx context.Context, io *streams) error {
 		if err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(io.out, "workspace %s: layers of epoch %d from now on; environments install again with their next session\n", raised.Workspace, raised.Epoch)
+		err = say(io.out, "workspace %s: layers of epoch %d from now on; environments install again with their next session\n", raised.Workspace, raised.Epoch)
 		return err
 	})
 }

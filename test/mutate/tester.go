@@ -106,7 +106,9 @@ func (t *tester) sampled(ctx context.Context, c change) (verdict, error) {
 
 // quick are the flags that leave out what takes long: tests with real package
 // managers, and those that kill the program at every step.
-func quick() []string { return []string{"-short", "-skip", "Real|Kill|DownloadsAreReused|DeadRegistries|LearnSlim"} }
+func quick() []string {
+	return []string{"-short", "-skip", "Real|Kill|DownloadsAreReused|DeadRegistries|LearnSlim"}
+}
 
 // baseline runs a package's short tests without a change, once.
 func (t *tester) baseline(ctx context.Context, dir string) (*baseline, error) {

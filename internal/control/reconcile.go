@@ -72,7 +72,7 @@ func (s *Sandboxes) adopt(ctx context.Context, info sandbox.Info, rec SessionRec
 		return true, nil
 	}
 	if live {
-		s.setKnown(info.ID, conditionLost)
+		s.setKnown(info.ID, conditionLost) // with endingRestart: the engine has it, without files
 	}
 	s.log.InfoContext(ctx, "removing a sandbox that no session owns", "sandbox_id", info.ID, "state", info.State)
 	if err := s.engine.Destroy(ctx, info.ID); err != nil {
@@ -88,7 +88,7 @@ func (s *Sandboxes) setKnown(id string, condition condition) {
 	close(done)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.entries[id] = &entry{cancel: func() {}, done: done, condition: condition, life: newLife()}
+	s.entries[id] = &entry{cancel: func() {}, done: done, condition: condition, ending: endingRestart, life: newLife()}
 }
 
 // closeStray removes networks without a sandbox.

@@ -202,14 +202,17 @@ func (s *Sandboxes) SessionEnded(ctx context.Context, rec SessionRecord) error {
 		e := s.entries[rec.ID]
 		s.mu.Unlock()
 		if e != nil {
+			s.endSession(e, rec)
 			e.cancel()
 			select {
 			case <-e.done:
 			case <-ctx.Done():
+				s.unendSession(e)
 				return ctx.Err()
 			}
 		}
 		if err := s.remove(ctx, rec.ID); err != nil {
+			s.unendSession(e)
 			return err
 		}
 		s.mu.Lock()
@@ -246,7 +249,7 @@ func (s *Sandboxes) Counts() map[string]int {
 	n := map[string]int{"preparing": 0, "running": 0, "hibernated": 0, "failed": 0}
 	for _, e := range s.entries {
 		switch {
-		case !e.over():
+		case !e.isOver():
 			n["preparing"]++
 		case e.err != nil || e.condition == conditionEnded || e.condition == conditionLost:
 			n["failed"]++

@@ -62,7 +62,7 @@ func (s *Sandboxes) idle() []string {
 // mayHibernate tells whether an entry's sandbox runs and nobody has used it for
 // long enough. The caller holds mu.
 func (s *Sandboxes) mayHibernate(e *entry) bool {
-	if !e.over() || e.err != nil || e.condition != conditionRunning || e.asleep != nil {
+	if !e.isOver() || e.err != nil || e.condition != conditionRunning || e.asleep != nil {
 		return false
 	}
 	since := e.life.idle()

@@ -16,11 +16,11 @@ type SandboxEvent string
 
 // What can happen to a sandbox.
 const (
-	// SandboxRemade: its processes ended (out of memory, or they could not be
+	// SandboxRemade: its processes ended (out of memory, say, or they could not be
 	// brought back from hibernation) and it was started anew on its files.
 	SandboxRemade SandboxEvent = "remade"
-	// SandboxLost: its files are lost with a restart of the machine, and a fresh
-	// sandbox takes its place.
+	// SandboxLost: its files are lost, mostly with a restart of the machine, and a
+	// fresh sandbox takes its place.
 	SandboxLost SandboxEvent = "lost"
 	// SandboxCutOff: its network is broken, and is not mended while it runs.
 	SandboxCutOff SandboxEvent = "cut off"
@@ -31,9 +31,7 @@ const (
 
 // words of the events that carry none of their own, for the session's log.
 var sandboxWords = map[SandboxEvent]string{
-	SandboxRemade: "The session's sandbox died, mostly because it was out of memory, and was started anew: its files are there, its processes are not.",
 	SandboxCutOff: "The session's sandbox has no network any more, because it was taken apart or damaged on the server's machine: it reaches nothing. Its files and processes are there.",
-	SandboxLost:   "The session's sandbox was lost with a restart of the machine; a fresh one takes its place, without the files.",
 }
 
 // entry is one session's sandbox as far as this server knows it, and the newest
@@ -47,6 +45,8 @@ type entry struct {
 	// The rest is guarded by Sandboxes.mu; condition holds once done is closed
 	// and err is nil.
 	condition condition
+	ending    ending        // why, with conditionLost
+	over      error         // what users are told once the session has ended; nil before
 	asleep    chan struct{} // closed when the hibernation under way has ended; nil without one
 	life      *life
 }
@@ -70,8 +70,8 @@ const (
 	conditionLost                 // gone with its files, and nobody was told yet
 )
 
-// over tells whether the attempt has ended.
-func (e *entry) over() bool {
+// isOver tells whether the attempt has ended.
+func (e *entry) isOver() bool {
 	select {
 	case <-e.done:
 		return true
@@ -132,11 +132,11 @@ func (s *Sandboxes) enter(ctx context.Context, rec SessionRecord) (*entry, error
 		s.mu.Lock()
 		e := s.current(rec)
 		wait := e.done
-		if e.over() {
+		if e.isOver() {
 			switch {
-			case e.err != nil:
+			case e.over != nil, e.err != nil:
 				s.mu.Unlock()
-				return nil, e.err
+				return nil, s.failure(ctx, e)
 			case e.asleep != nil:
 				wait = e.asleep
 			case e.condition == conditionLost:
@@ -155,7 +155,7 @@ func (s *Sandboxes) enter(ctx context.Context, rec SessionRecord) (*entry, error
 			return nil, ctx.Err()
 		}
 		if wait == e.done && e.err != nil {
-			return nil, e.err
+			return nil, s.failure(ctx, e)
 		}
 	}
 }
@@ -167,7 +167,7 @@ func (s *Sandboxes) current(rec SessionRecord) *entry {
 	switch {
 	case e == nil:
 		return s.begin(rec, attemptMake)
-	case !e.over() || e.asleep != nil:
+	case !e.isOver() || e.asleep != nil || e.over != nil:
 		return e
 	case e.err != nil && !s.stillFailing(rec, e.err):
 		return s.begin(rec, e.attempt)
@@ -207,7 +207,11 @@ func (s *Sandboxes) begin(rec SessionRecord, how attempt) *entry {
 		case errors.Is(e.err, errSessionGone):
 			s.forget(rec.ID, e)
 		case errors.Is(e.err, sandbox.ErrFilesLost):
-			e.err, e.condition = nil, conditionLost // before done: nobody reads it yet
+			ending := endingRestart
+			if errors.Is(e.err, sandbox.ErrNotFound) {
+				ending = endingRemoved
+			}
+			e.err, e.condition, e.ending = nil, conditionLost, ending // before done: nobody reads it yet
 		case e.err != nil && ctx.Err() == nil:
 			s.log.ErrorContext(ctx, "session has no sandbox", "session_id", rec.ID, "error", e.err)
 			if fault, ok := AsFault(sandboxFault(ctx, e.err)); ok && fault.Code == CodeBuildFailed {
@@ -228,6 +232,10 @@ func (s *Sandboxes) bringBack(ctx context.Context, rec SessionRecord, how attemp
 	}
 	defer leave()
 	start := time.Now()
+	why := endingImage
+	if how == attemptRevive {
+		why = s.died(ctx, rec.ID)
+	}
 	if info, err := s.engine.Inspect(ctx, rec.ID); err == nil && info.State == sandbox.StateRunning {
 		return nil // it only seemed to be gone; its network is in use
 	}
@@ -250,7 +258,7 @@ func (s *Sandboxes) bringBack(ctx context.Context, rec SessionRecord, how attemp
 		return fmt.Errorf("starting the sandbox anew: %w", err)
 	}
 	s.log.InfoContext(ctx, "sandbox started anew on its files", "session_id", rec.ID, "took", time.Since(start))
-	s.notify(rec, SandboxRemade, sandboxWords[SandboxRemade])
+	s.notify(rec, SandboxRemade, remadeWords(why))
 	return nil
 }
 
@@ -281,37 +289,53 @@ func (s *Sandboxes) runs(ctx context.Context, rec SessionRecord, e *entry) bool 
 }
 
 // notice looks what became of a sandbox that does not answer.
-func (s *Sandboxes) notice(ctx context.Context, rec SessionRecord, e *entry) (files bool) {
+func (s *Sandboxes) notice(ctx context.Context, rec SessionRecord, e *entry) condition {
 	info, err := s.engine.Inspect(ctx, rec.ID)
 	return s.note(rec, e, info, err)
 }
 
-func (s *Sandboxes) note(rec SessionRecord, e *entry, info sandbox.Info, err error) (files bool) {
-	condition := conditionLost
+// note sets an entry's condition to what the engine says of its sandbox.
+func (s *Sandboxes) note(rec SessionRecord, e *entry, info sandbox.Info, err error) condition {
+	now := conditionLost
 	switch {
 	case err != nil:
 	case info.State == sandbox.StateHibernated:
-		condition = conditionHibernated
+		now = conditionHibernated
 	case info.State == sandbox.StateRunning:
-		condition = conditionRunning // another was quicker to bring it back
+		now = conditionRunning // another was quicker to bring it back
 	case info.Files:
-		condition = conditionEnded
+		now = conditionEnded
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.entries[rec.ID] == e && e.asleep == nil {
-		e.condition = condition
+		if now == conditionLost && e.condition != conditionLost {
+			e.ending = lostBy(info, err)
+		}
+		e.condition = now
 	}
-	return condition != conditionLost
+	return now
 }
 
-// ended handles a sandbox that is not there any more though nobody removed it.
-// Whoever waits for a command in it is told. If its files are there it is
-// revived at once; else the loss is told, and the next command gets a fresh one.
+// ended handles a sandbox that is not there any more. If its session has ended,
+// that is why. Otherwise whoever waits for a command in it is told what became of
+// it: if its files are there it is revived at once; else the loss is told, and the
+// next command gets a fresh one.
 func (s *Sandboxes) ended(ctx context.Context, rec SessionRecord, e *entry) error {
-	files := s.notice(context.WithoutCancel(ctx), rec, e)
+	if over := s.sessionEnd(e); over != nil {
+		return over
+	}
+	now := s.notice(context.WithoutCancel(ctx), rec, e)
+	why := s.died(ctx, rec.ID)
 	s.mu.Lock()
-	lost := s.entries[rec.ID] == e && !files
+	if e.over != nil { // meanwhile
+		s.mu.Unlock()
+		return e.over
+	}
+	lost := s.entries[rec.ID] == e && now == conditionLost
+	if now == conditionLost {
+		why = e.ending
+	}
 	switch {
 	case lost:
 		s.begin(rec, attemptMake)
@@ -320,12 +344,17 @@ func (s *Sandboxes) ended(ctx context.Context, rec SessionRecord, e *entry) erro
 	}
 	s.mu.Unlock()
 	if lost {
-		s.notify(rec, SandboxLost, sandboxWords[SandboxLost])
+		s.notify(rec, SandboxLost, lostWords(why))
 	}
-	if files {
-		return Faultf(Conflict, "The sandbox of session %s has ended, mostly because it was out of memory. "+
-			"Its processes are gone and its files are kept; the next command finds them.", rec.ID)
+	switch now {
+	case conditionLost:
+		return Faultf(Conflict, "The sandbox of session %s ended %s. "+
+			"Its files are lost; the next command runs in a fresh sandbox.", rec.ID, why.reason())
+	case conditionEnded:
+		return Faultf(Conflict, "The sandbox of session %s ended %s. "+
+			"Its processes are gone and its files are kept; the next command finds them.", rec.ID, why.reason())
 	}
-	return Faultf(Conflict, "The sandbox of session %s has ended with a restart of the machine. "+
-		"Its files are lost; the next command runs in a fresh sandbox.", rec.ID)
+	// It hibernates, or another command has brought it back already.
+	return Faultf(Conflict, "The sandbox of session %s ended while the command ran, and was started anew or put aside. "+
+		"Its processes are gone and its files are kept; the next command finds them.", rec.ID)
 }

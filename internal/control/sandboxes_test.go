@@ -38,9 +38,10 @@ type world struct {
 	checkpoints int
 	restores    int
 	revives     int
-	restoreErr  []error // of the next Restores
-	busy        bool    // Checkpoint answers ErrBusy
-	refused     int     // how often it did
+	oomKills    map[string]int64 // sandbox → processes that the memory limit ended; nil means none
+	restoreErr  []error          // of the next Restores
+	busy        bool             // Checkpoint answers ErrBusy
+	refused     int              // how often it did
 }
 
 func (w *world) Inspect(_ context.Context, id string) (sandbox.Info, error) {
@@ -51,6 +52,13 @@ func (w *world) Inspect(_ context.Context, id string) (sandbox.Info, error) {
 		return info, sandbox.ErrNotFound
 	}
 	return info, nil
+}
+
+// Usage reports what the world's memory limit did.
+func (w *world) Usage(_ context.Context, id string) (sandbox.Usage, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return sandbox.Usage{OOMKills: w.oomKills[id]}, nil
 }
 
 // set changes a sandbox as what happens to it does.

@@ -160,7 +160,7 @@ func (s *Sandboxes) use(ctx context.Context, caller Caller, session string, repe
 		switch {
 		case !goneSandbox(err):
 			return sandboxFault(ctx, err)
-		case first && repeat == again:
+		case first && repeat == again && s.sessionEnd(e) == nil:
 			s.notice(ctx, rec, e)
 		default:
 			return u.ended()
@@ -203,7 +203,7 @@ func sandboxFault(ctx context.Context, err error) error {
 	case errors.Is(err, sandbox.ErrCapacity):
 		return &Fault{Kind: Unavailable, Message: "The server has no capacity for another sandbox: " + sandbox.ErrCapacity.Error(), Cause: err}
 	case errors.Is(err, context.Canceled) && ctx.Err() == nil:
-		return &Fault{Kind: Unavailable, Message: "The session ended, or the server is shutting down.", Cause: err}
+		return &Fault{Kind: Unavailable, Message: "The server is shutting down.", Cause: err}
 	}
 	return err
 }

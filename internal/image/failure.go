@@ -122,6 +122,7 @@ var managerRules = map[string][]rule{
 		words(KindInstallError, "installing %s failed", `dpkg: error processing (?:package|archive) (\S+)`),
 	},
 	"cargo": {
+		words(KindToolchainMissing, "%s wants a newer Rust compiler than the template has", "cannot install package `([^` ]+)[^`]*`, it requires rustc|package `([^` ]+)[^`]*` cannot be built because it requires rustc|^ +([^ @]+)@[^ ]+ requires rustc"),
 		words(KindPackageNotFound, "no crate %s", "could not find `([^`@]+)` in registry `[^`]*`(?: with version `\\*`)?$"),
 		words(KindVersionNotFound, "no such version of %s", "could not find `([^`@]+)` in registry `[^`]*` with version|the crate `([^`]+)` exists .* but.*version"),
 		words(KindInstallError, "%s has no program to install", "there is nothing to install in `([^` ]+)[^`]*`|no packages found with binaries"),
@@ -147,6 +148,7 @@ var managerRules = map[string][]rule{
 		words(KindInstallError, "an install script of %s failed", `npm (?:ERR!|error) path \S*/node_modules/((?:@[^/ ]+/)?[^/ ]+)$`),
 	},
 	"pip": {
+		words(KindConflict, "%s of the template is in the way: pip cannot replace it", `Cannot uninstall '?([A-Za-z0-9._-]+)'?[ .]`),
 		words(KindConflict, "the requirements do not fit together", `ResolutionImpossible|conflicting dependencies|Cannot install .* because these package versions`),
 		words(KindVersionNotFound, "no matching version of %s", `Could not find a version that satisfies the requirement ([A-Za-z0-9._-]+)[^(]*\(from versions: [^n)]`),
 		words(KindPackageNotFound, "no matching distribution for %s", `No matching distribution found for ([A-Za-z0-9._-]+)|Could not find a version that satisfies the requirement ([A-Za-z0-9._-]+)`),

@@ -40,6 +40,8 @@ type recipe struct {
 	// each installs entry by entry: the calls are independent, and a failure
 	// then belongs to exactly one entry.
 	each bool
+	// install, if set, installs the specs in place of the command.
+	install func(ctx context.Context, in *install, r recipe, specs ...string) error
 	// argument, if set, writes a spec as the tool wants it.
 	argument func(spec) string
 	// finish, if set, runs after the install.
@@ -67,9 +69,11 @@ var recipes = map[string]recipe{
 		version: 1,
 		probe:   []string{"cargo", "--version"},
 		env: []string{"CARGO_HOME=" + scratchDir + "/home/.cargo", "CARGO_TARGET_DIR=" + scratchDir + "/target",
-			"CARGO_TERM_PROGRESS_WHEN=never", "CARGO_TERM_COLOR=never"},
+			"CARGO_TERM_PROGRESS_WHEN=never", "CARGO_TERM_COLOR=never",
+			// Without a lock file: the newest releases that this compiler can build.
+			"CARGO_RESOLVER_INCOMPATIBLE_RUST_VERSIONS=fallback"},
 		prepare: prepareCargo, wanted: cargoWanted,
-		command: []string{"cargo", "install", "--root", "/usr/local", "--"}, each: true,
+		command: []string{"cargo", "install", "--root", "/usr/local", "--"}, each: true, argument: cargoArgument, install: installCargo,
 		list: []string{"cargo", "install", "--list", "--root", "/usr/local"}, parse: parseCargoList,
 	},
 	"gem": {
@@ -252,7 +256,11 @@ func (in *install) entries(ctx context.Context, r recipe) error {
 	if r.each {
 		for i, s := range in.specs {
 			in.at = i
-			if err := in.tool(ctx, r, argument(s)); err != nil {
+			run := in.tool
+			if r.install != nil {
+				run = func(ctx context.Context, r recipe, specs ...string) error { return r.install(ctx, in, r, specs...) }
+			}
+			if err := run(ctx, r, argument(s)); err != nil {
 				return err
 			}
 		}
@@ -399,7 +407,7 @@ func (in *install) verify(r recipe, before, after []installed) ([]PackageVersion
 		if old[p.id()] && !requested[j] {
 			continue
 		}
-		p.Requested = requested[j]
+		p.Requested, p.present = requested[j], old[p.id()]
 		added = append(added, p.PackageVersion)
 		old[p.id()] = true
 	}

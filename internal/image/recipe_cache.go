@@ -47,16 +47,27 @@ func (in *install) confirm(ctx context.Context, stated map[string][]string, unpa
 	return nil
 }
 
-// fetchScript has cargo download what an install of each entry will need, as
-// the dependency of an empty library, and prints the lock files. No code of a
-// package runs; what it cannot do is left to the install.
+// fetchScript has cargo download what an install of each entry will need, and
+// prints the lock files. It asks the index which release an entry means, with
+// an empty library that depends on it, and downloads that release's source; where
+// it has a lock file, which the install will follow, what that names, else what
+// the index has. No code of a package runs; what it cannot do is left to the install.
 const fetchScript = `cd ` + scratchDir + ` && host=$(rustc -vV | sed -n 's/^host: //p') || exit 0
 for spec in "$@"; do
 	name=${spec%%@*}; version=${spec#"$name"}; version=${version#@}
 	case $version in '') version='*' ;; [0-9]*) version="=$version" ;; esac
 	rm -rf fetch && mkdir fetch && cd fetch && : > lib.rs || exit 0
 	printf '[package]\nname = "atoll-fetch"\nversion = "0.0.0"\nedition = "2021"\n[lib]\npath = "lib.rs"\n[dependencies]\n%s = "%s"\n' "$name" "$version" > Cargo.toml
-	cargo fetch -q ${host:+--target "$host"} && cat Cargo.lock
+	cargo generate-lockfile -q || { cd ..; continue; }
+	release=$(sed -n "/^name = \"$name\"\$/{n;s/^version = \"\(.*\)\"/\1/p;q}" Cargo.lock)
+	cargo info -q "$name@$release" > /dev/null 2>&1
+	locked=$(ls -d "$CARGO_HOME"/registry/src/*/"$name-$release"/Cargo.lock 2>/dev/null | head -n 1)
+	if [ -n "$locked" ] && cargo fetch -q --locked --manifest-path "${locked%lock}toml" ${host:+--target "$host"}; then
+		cat "$locked"
+		sed -n "/^name = \"$name\"\$/,/^\$/p" Cargo.lock
+	else
+		cargo fetch -q ${host:+--target "$host"} && cat Cargo.lock
+	fi
 	cd ..
 done
 exit 0`
@@ -67,7 +78,7 @@ func prepareCargo(ctx context.Context, in *install) error {
 	}
 	args := []string{"/bin/sh", "-c", fetchScript, "sh"}
 	for _, s := range in.specs {
-		args = append(args, s.text)
+		args = append(args, cargoArgument(s))
 	}
 	out, err := in.quietly(ctx, args)
 	if err != nil {

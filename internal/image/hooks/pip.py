@@ -109,7 +109,37 @@ def describe(path, name):
     return (stem.split("-") + [""])[:2]
 
 
+# A distribution keeps no record of the files of its Python packages, and pip does not replace what it has no record of.
+# A record that names the package's metadata alone lets it: the modules stay the distribution's own, and those that pip
+# installs come before them on the path. Records that nobody used are taken back, so that a layer has none.
+made = []
+
+
+def lend_records():
+    for path in present():
+        record = os.path.join(path, "RECORD")
+        if not path.endswith(".dist-info") or not path.startswith("/usr/lib/python3") or os.path.lexists(record):
+            continue
+        base = os.path.dirname(path)
+        try:
+            files = [os.path.relpath(os.path.join(d, f), base) for d, _, fs in os.walk(path) for f in fs]
+            with open(record, "x") as out:
+                out.writelines('"%s",,\n' % f for f in sorted(files) + [os.path.relpath(record, base)])
+            made.append(record)
+        except OSError:
+            pass  # then pip says what is in its way
+
+
+def take_records_back():
+    for record in made:
+        try:
+            os.remove(record)
+        except OSError:
+            pass  # pip replaced the package
+
+
 before = present()
+lend_records()
 sys.addaudithook(hook)
 sys.argv = ["pip"] + sys.argv[1:2] + ["--report", report] + sys.argv[2:]
 code = 0
@@ -117,6 +147,7 @@ try:
     runpy.run_module("pip", run_name="__main__", alter_sys=True)
 except SystemExit as e:
     code = e.code if isinstance(e.code, int) else 0 if e.code is None else 1
+take_records_back()
 if code == 0:
     listed = []
     for path, name in present().items():

@@ -288,7 +288,7 @@ func finishRoot(rootfs string, d Declaration, imageEnv []string, cas []Authority
 	if err := os.Chmod(rootfs, 0o755); err != nil {
 		return fmt.Errorf("finishing the root: %w", err)
 	}
-	if err := finishNpm(root); err != nil {
+	if err := errors.Join(finishNpm(root), finishPython(root)); err != nil {
 		return err
 	}
 	m.Env = baseEnv(imageEnv, d.Env, bundle)

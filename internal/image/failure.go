@@ -100,7 +100,7 @@ var commonRules = []rule{
 }
 
 var networkWords = words(KindRegistryUnreachable, "the registry cannot be reached",
-	`(?i)could not resolve|temporary failure (in name resolution|resolving)|name or service not known|no such host|getaddrinfo|EAI_AGAIN|\bENOTFOUND\b|`+
+	`(?i)could not resolve (?:host|proxy|name|['"])|temporary failure (in name resolution|resolving)|name or service not known|no such host|getaddrinfo|EAI_AGAIN|\bENOTFOUND\b|`+
 		`connection (refused|reset|timed out)|connect timed? ?out|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ERR_SOCKET_TIMEOUT|FETCH_ERROR|network is unreachable|no route to host|`+
 		`could not connect|unable to connect|failed to connect|failed to establish a new connection|max retries exceeded|`+
 		`read timed out|i/o timeout|TLS handshake|handshake failed|certificate (verify|signed)|x509: |SSL_ERROR|SSLError|`+
@@ -112,6 +112,12 @@ var networkWords = words(KindRegistryUnreachable, "the registry cannot be reache
 var absentWords = regexp.MustCompile(`fatal error: \S+: No such file or directory|cannot find -l\S+|library not found for -l|` +
 	`^No package '[^']+' found|Package '?[^' ]+'?,? (?:required by '[^']+'|was) not found|Package \S+ was not found in the pkg-config search path|` +
 	`Could not find (?:the )?(?:directory of )?\S+ (?:library|headers?|installation)`)
+
+// npmEngine and npmScript are npm's words for a cause that other lines follow.
+var (
+	npmEngine = regexp.MustCompile(`Not compatible with your version of node/npm: \S+|npm (?:ERR!|error) notsup Required: `)
+	npmScript = regexp.MustCompile(`npm (?:ERR!|error) Missing script: `)
+)
 
 // managerRules recognise each tool's own words, the most telling first.
 var managerRules = map[string][]rule{
@@ -142,6 +148,7 @@ var managerRules = map[string][]rule{
 		words(KindConflict, "%s cannot be installed by itself", `The go\.mod file for the module providing named packages contains|requires go >= `),
 	},
 	"npm": {
+		words(KindConflict, "the packages do not fit together", `npm (?:ERR!|error) +peer \S+ from \S+`),
 		words(KindVersionNotFound, "no version matches %s", `ETARGET|No match found for version|No matching version found for (\S+?)\.?$`),
 		words(KindPackageNotFound, "no package %s", `'((?:@[^/ ]+/)?[^@' ]+)(?:@[^']*)?' is not in this registry|404 Not Found - GET \S+ - Not found|E404|EINVALIDPACKAGENAME|EINVALIDTAGNAME`),
 		words(KindConflict, "the packages do not fit together", `ERESOLVE|EEXIST|EBADENGINE.*error|Conflicting peer dependency`),

@@ -80,6 +80,8 @@ func cause(lines []string) (line, hint string, kind Kind) {
 		kind  Kind
 	}{
 		{absentWords, "a header or library that an apt package of the environment could bring", KindInstallError},
+		{npmEngine, "another version of Node than the template has", KindToolchainMissing},
+		{npmScript, "a script of a package calls one that is not there", KindInstallError},
 		{toolchainWords, "a compiler or build tool that the template lacks; an apt package of the environment could bring it, such as build-essential", KindToolchainMissing},
 	} {
 		for _, l := range lines {

@@ -61,6 +61,28 @@ func TestClassify(t *testing.T) {
 	}
 }
 
+// TestNpmCauses: the line that says why is told, not the last one.
+func TestNpmCauses(t *testing.T) {
+	for _, tt := range []struct {
+		kind Kind
+		want string
+		said []string
+	}{
+		{KindToolchainMissing, "Not compatible with your version of node/npm: x@2.0.0 (another version of Node", []string{"npm error code EBADENGINE", "npm error engine Unsupported engine",
+			"npm error engine Not compatible with your version of node/npm: x@2.0.0", "npm error notsup Required: {\"node\":\">=22\"}", "npm error notsup Actual:   {\"npm\":\"9.2.0\",\"node\":\"v20.19.2\"}"}},
+		{KindConflict, `peer react@"^17.0.0" from x@1.0.0`, []string{"npm error code ERESOLVE", "npm error ERESOLVE unable to resolve dependency tree", "npm error Could not resolve dependency:",
+			`npm error peer react@"^17.0.0" from x@1.0.0`, "npm error node_modules/x", "npm error Fix the upstream dependency conflict, or retry", "npm error this command with --force or --legacy-peer-deps"}},
+		{KindInstallError, `Missing script: "prebuild" (a script of a package calls`, []string{`npm error Missing script: "prebuild"`, "npm error", "npm error To see a list of scripts, run:",
+			"npm error path /usr/local/lib/node_modules/x", "npm error command failed", "npm error command sh -c npm run prebuild"}},
+	} {
+		said := append(tt.said, "npm error A complete log of this run can be found in: /tmp/x.log")
+		f := classify(evidence{manager: "npm", current: -1, exit: BoxExit{Code: 1}, lines: said, specs: []spec{{text: "x", name: "x"}}})
+		if f.Kind != tt.kind || !strings.Contains(f.Message, tt.want) {
+			t.Errorf("%s is %s: %s", tt.said[0], f.Kind, f.Message)
+		}
+	}
+}
+
 // TestAbsent digs the cause out from under what a tool makes of it.
 func TestAbsent(t *testing.T) {
 	lines := []string{"Collecting x", "      x.c:1:10: fatal error: mysql.h: No such file or directory", "      compilation terminated."}

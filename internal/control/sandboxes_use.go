@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 
 	"github.com/atoll-run/atoll/internal/egress"
@@ -201,11 +202,21 @@ func sandboxFault(ctx context.Context, err error) error {
 	case errors.Is(err, sandbox.ErrNoFile):
 		return &Fault{Kind: NotFound, Message: err.Error(), Cause: err}
 	case errors.Is(err, sandbox.ErrCapacity):
-		return &Fault{Kind: Unavailable, Message: "The server has no capacity for another sandbox: " + sandbox.ErrCapacity.Error(), Cause: err}
+		return capacityFault(err)
 	case errors.Is(err, context.Canceled) && ctx.Err() == nil:
 		return &Fault{Kind: Unavailable, Message: "The server is shutting down.", Cause: err}
 	}
 	return err
+}
+
+// capacityFault says what the server is short of, and nothing of who uses it.
+func capacityFault(err error) *Fault {
+	message := "The server has no capacity for another sandbox. Try again when others have ended."
+	var short *sandbox.CapacityError
+	if errors.As(err, &short) {
+		message = fmt.Sprintf("The server has not enough %s for another sandbox. Try again when others have ended.", short.Resource)
+	}
+	return &Fault{Kind: Unavailable, Message: message, Cause: err}
 }
 
 // printable keeps an id that a caller sent fit for an error message.

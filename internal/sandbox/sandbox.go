@@ -10,6 +10,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"time"
 )
@@ -29,9 +30,32 @@ var (
 	// ErrFile: the path exists but cannot be used as asked (a directory where a
 	// file is wanted, a full disk, a permission). Its text says which.
 	ErrFile = errors.New("file operation refused")
-	// ErrCapacity: the host has no room (disk, memory) for another sandbox.
+	// ErrCapacity: the host has no room for another sandbox. A [CapacityError]
+	// says of what.
 	ErrCapacity = errors.New("no capacity for another sandbox")
 )
+
+// CapacityError is an ErrCapacity that says what the host is short of.
+type CapacityError struct {
+	// Resource is what is short: "disk", "memory" or "processes".
+	Resource string
+	// Detail is for the operator: numbers of the host, and which settings help.
+	// It tells about other sandboxes, so callers do not get it.
+	Detail string
+}
+
+// Shortage makes a CapacityError; the format makes its Detail.
+func Shortage(resource, format string, args ...any) *CapacityError {
+	return &CapacityError{Resource: resource, Detail: fmt.Sprintf(format, args...)}
+}
+
+// Error says everything.
+func (e *CapacityError) Error() string {
+	return fmt.Sprintf("%v: not enough %s: %s", ErrCapacity, e.Resource, e.Detail)
+}
+
+// Unwrap makes it an ErrCapacity.
+func (e *CapacityError) Unwrap() error { return ErrCapacity }
 
 // Limits bound what one sandbox may use. Zero means the engine's default; there
 // is no "unlimited".
@@ -150,7 +174,8 @@ type Process interface {
 type Engine interface {
 	// Create makes a sandbox and starts it; when it returns, Exec works.
 	// A disk that a stopped sandbox with the same id left is not reused:
-	// ErrExists. ErrCapacity when the host has no room.
+	// ErrExists. ErrCapacity when the host cannot promise what the limits allow,
+	// beside what it has promised to the sandboxes that are there.
 	Create(ctx context.Context, spec Spec) error
 	// Exec starts a program in its own process group. ErrHibernated, here and for
 	// Files, when a Checkpointer has put the sandbox aside.

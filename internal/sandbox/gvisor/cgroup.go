@@ -21,6 +21,16 @@ import (
 // sentryReserve is memory granted beyond Limits.MemoryBytes for gVisor itself.
 const sentryReserve = 48 << 20
 
+// tasksOfGVisor are processes and threads of the host granted beyond what a
+// sandbox's own processes need: gVisor's kernel with the threads of Go's runtime,
+// and its file helper. A sandbox that does nothing has about 30 of them.
+const tasksOfGVisor = 256
+
+// HostTasks is the most processes and threads of the host that a sandbox with
+// this limit of processes inside may have. Each process or thread inside is two
+// tasks of the host (1,000 programs that sleep are 2,016).
+func HostTasks(processes int) int { return 2*processes + tasksOfGVisor }
+
 // cpuPeriod is the period of the processor quota in microseconds.
 const cpuPeriod = 100_000
 
@@ -29,8 +39,8 @@ const cpuPeriod = 100_000
 // the cgroup is also how the engine kills them: a process id alone may have
 // been given to someone else. Works on cgroup v1, v2 and the hybrid.
 type cgroups struct {
-	memory, cpu string // this engine's directory per controller; the same on v2
-	v2          map[string]bool
+	memory, cpu, tasks string          // this engine's directory of the memory, cpu and pids controllers; all the same on v2
+	v2                 map[string]bool // controller → whether it is in the unified hierarchy
 }
 
 // findCgroups looks up the mounted hierarchies and names this engine's
@@ -54,14 +64,14 @@ func findCgroups(name string) (cgroups, error) {
 			unified = mount[4]
 		case "cgroup":
 			for _, option := range strings.Split(fstype[2], ",") {
-				if option == "memory" || option == "cpu" {
+				if option == "memory" || option == "cpu" || option == "pids" {
 					roots[option] = mount[4]
 				}
 			}
 		}
 	}
 	cg := cgroups{v2: map[string]bool{}}
-	for controller, dir := range map[string]*string{"memory": &cg.memory, "cpu": &cg.cpu} {
+	for controller, dir := range map[string]*string{"memory": &cg.memory, "cpu": &cg.cpu, "pids": &cg.tasks} {
 		if root := roots[controller]; root != "" {
 			*dir = filepath.Join(root, name)
 			continue
@@ -76,10 +86,13 @@ func findCgroups(name string) (cgroups, error) {
 }
 
 func (cg cgroups) parents() []string {
-	if cg.memory == cg.cpu {
-		return []string{cg.memory}
+	var dirs []string
+	for _, dir := range []string{cg.memory, cg.cpu, cg.tasks} {
+		if !slices.Contains(dirs, dir) {
+			dirs = append(dirs, dir)
+		}
 	}
-	return []string{cg.memory, cg.cpu}
+	return dirs
 }
 
 // procs lists the cgroup.procs files of a sandbox.
@@ -97,7 +110,7 @@ func (cg cgroups) create(id string, limits sandbox.Limits) error {
 		if err := os.MkdirAll(parent, 0o755); err != nil {
 			return fmt.Errorf("making cgroup: %w", err)
 		}
-		if cg.v2["memory"] && parent == cg.memory || cg.v2["cpu"] && parent == cg.cpu {
+		if cg.v2["memory"] && parent == cg.memory || cg.v2["cpu"] && parent == cg.cpu || cg.v2["pids"] && parent == cg.tasks {
 			if err := cg.delegate(parent); err != nil {
 				return err
 			}
@@ -109,12 +122,12 @@ func (cg cgroups) create(id string, limits sandbox.Limits) error {
 	quota := strconv.FormatInt(int64(math.Ceil(limits.CPUs*cpuPeriod)), 10)
 	memory := strconv.FormatInt(limits.MemoryBytes+sentryReserve, 10)
 	memoryDir, cpuDir := filepath.Join(cg.memory, id), filepath.Join(cg.cpu, id)
-	var err error
+	err := write(filepath.Join(cg.tasks, id), "pids.max", strconv.Itoa(HostTasks(limits.Processes)))
 	if cg.v2["memory"] {
-		err = errors.Join(write(memoryDir, "memory.max", memory), write(memoryDir, "memory.oom.group", "1"),
+		err = errors.Join(err, write(memoryDir, "memory.max", memory), write(memoryDir, "memory.oom.group", "1"),
 			optional(write(memoryDir, "memory.swap.max", "0")))
 	} else {
-		err = errors.Join(write(memoryDir, "memory.limit_in_bytes", memory),
+		err = errors.Join(err, write(memoryDir, "memory.limit_in_bytes", memory),
 			optional(write(memoryDir, "memory.memsw.limit_in_bytes", memory)))
 	}
 	if cg.v2["cpu"] {
@@ -126,6 +139,32 @@ func (cg cgroups) create(id string, limits sandbox.Limits) error {
 		return fmt.Errorf("limiting sandbox: %w", err)
 	}
 	return nil
+}
+
+// promisedTasks is how many processes and threads of the host this engine's
+// sandboxes may have, without those that are pending.
+func (cg cgroups) promisedTasks(pending map[string]claim) (int, error) {
+	entries, err := os.ReadDir(cg.tasks)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return 0, fmt.Errorf("listing cgroups: %w", err)
+	}
+	sum := 0
+	for _, entry := range entries {
+		if _, ok := pending[entry.Name()]; ok || !entry.IsDir() {
+			continue
+		}
+		data, err := os.ReadFile(filepath.Join(cg.tasks, entry.Name(), "pids.max"))
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV) {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			return 0, fmt.Errorf("reading the limit of processes: %w", err)
+		}
+		if n, err := strconv.Atoi(strings.TrimSpace(string(data))); err == nil { // "max": of a cgroup being made
+			sum += n
+		}
+	}
+	return sum, nil
 }
 
 // delegate turns the controllers on for the children of a v2 directory and of

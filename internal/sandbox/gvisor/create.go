@@ -10,20 +10,14 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strconv"
-	"strings"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/runsc/config"
 	"gvisor.dev/gvisor/runsc/container"
 
 	"github.com/atoll-run/atoll/internal/sandbox"
 )
-
-// minFreeMemory is what the host must have available for another sandbox.
-const minFreeMemory = 128 << 20
 
 // tmpMark is the file in /tmp that keeps gVisor from covering an empty /tmp
 // with memory; the guest removes it when it starts.
@@ -43,10 +37,15 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec) error {
 		return err
 	}
 	defer unlock()
-	if err := e.room(); err != nil {
-		return err
-	}
 	p := e.place(spec.ID)
+	if exists(p.dir) {
+		return sandbox.ErrExists
+	}
+	settled, err := e.admit(ctx, spec.ID, claim{disk: spec.Limits.DiskBytes, tasks: HostTasks(spec.Limits.Processes)})
+	if err != nil {
+		return fmt.Errorf("creating sandbox: %w", err)
+	}
+	defer settled()
 	if err := os.Mkdir(p.dir, 0o700); err != nil {
 		if errors.Is(err, fs.ErrExist) {
 			return sandbox.ErrExists
@@ -108,27 +107,6 @@ func (e *Engine) complete(s sandbox.Spec) (sandbox.Spec, error) {
 	return s, nil
 }
 
-// room answers ErrCapacity when the host has none.
-func (e *Engine) room() error {
-	var disk unix.Statfs_t
-	if err := unix.Statfs(e.config.Dir, &disk); err != nil {
-		return fmt.Errorf("creating sandbox: %w", err)
-	}
-	if free := int64(disk.Bavail) * disk.Bsize; free < e.config.MinFreeBytes {
-		return fmt.Errorf("%d MiB of disk left: %w", free>>20, sandbox.ErrCapacity)
-	}
-	data, _ := os.ReadFile("/proc/meminfo")
-	for line := range strings.Lines(string(data)) {
-		fields := strings.Fields(line)
-		if len(fields) > 1 && fields[0] == "MemAvailable:" {
-			if kib, err := strconv.ParseInt(fields[1], 10, 64); err == nil && kib<<10 < minFreeMemory {
-				return fmt.Errorf("%d MiB of memory left: %w", kib>>10, sandbox.ErrCapacity)
-			}
-		}
-	}
-	return nil
-}
-
 // build makes all parts of a sandbox in its empty directory. On error the
 // caller destroys what there is.
 func (e *Engine) build(ctx context.Context, p place, s sandbox.Spec) error {
@@ -144,6 +122,9 @@ func (e *Engine) build(ctx context.Context, p place, s sandbox.Spec) error {
 		}
 	}
 	if err := e.disks.create(ctx, s.Limits.DiskBytes, p.image(), p.disk()); err != nil {
+		return err
+	}
+	if err := e.balanceNow(ctx); err != nil {
 		return err
 	}
 	clock.lap("disk")

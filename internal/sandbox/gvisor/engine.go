@@ -46,14 +46,35 @@ type Config struct {
 	// DefaultLimits apply where a Spec says zero. Zero here means 2 GiB of
 	// memory, all processors of the host, 1024 processes, 10 GiB of disk.
 	DefaultLimits sandbox.Limits
-	// MinFreeBytes is what Create leaves free on the host's disk; below it
-	// Create answers ErrCapacity. Zero means 1 GiB, negative means nothing.
+	// MinFreeBytes is the part of the host's disk that sandboxes leave free for
+	// everything else (database, logs, package layers): Create answers
+	// ErrCapacity, and disks do not grow any more. Zero means a twentieth of the
+	// file system, at most 1 GiB; negative means nothing.
 	MinFreeBytes int64
+	// DiskOvercommit is how many times the host's free space without the reserve
+	// may be promised to sandboxes: the sum of what their disks may still grow by
+	// their limits. Zero means 1: each can use its limit to the full. With more,
+	// sandboxes meet ENOSPC below their limits when all of them fill their disks.
+	// Less than 1 is an error.
+	DiskOvercommit float64
+	// MaxTasks is how many processes and threads of the host all running sandboxes
+	// may have by their limits together; beyond it Create answers ErrCapacity.
+	// Zero means seven eighths of what the kernel allows (pid_max and threads-max),
+	// or all but 4096 of that if it is more. Negative is an error.
+	MaxTasks int
 	// CgroupParent begins the name of the engine's cgroup. Empty means "atoll".
 	CgroupParent string
 	// Debug writes gVisor's log of each sandbox into its directory. It is big.
 	Debug bool
 }
+
+// What Config.DefaultLimits are where they say zero.
+const (
+	DefaultProcesses = 1024            // processes and threads inside a sandbox
+	DefaultDiskBytes = int64(10) << 30 // bytes that one sandbox may write
+)
+
+const defaultCgroupParent = "atoll"
 
 // Engine is a [sandbox.Engine] and [sandbox.Files].
 type Engine struct {
@@ -64,6 +85,8 @@ type Engine struct {
 	guest   *os.File // the guest program; sandboxes execute this descriptor
 	reaper  *reaper
 	boot    string // id of the machine's present boot
+	ledger  ledger
+	unwatch func() // ends the watch over the disks' growth, and waits for it
 
 	mu    sync.Mutex
 	locks map[string]*idLock // sandbox id → who changes it; present while in use
@@ -102,6 +125,9 @@ func New(config Config) (*Engine, error) {
 	if config.Dir, err = filepath.EvalSymlinks(dir); err != nil {
 		return nil, fmt.Errorf("opening sandbox engine: %w", err)
 	}
+	if err := config.completeRoom(config.Dir); err != nil {
+		return nil, fmt.Errorf("opening sandbox engine: %w", err)
+	}
 	name := nameOf(config.Dir)
 	if config.RunDir == "" {
 		config.RunDir = "/run/atoll-" + name
@@ -116,13 +142,10 @@ func New(config Config) (*Engine, error) {
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
 	if config.CgroupParent == "" {
-		config.CgroupParent = "atoll"
-	}
-	if config.MinFreeBytes == 0 {
-		config.MinFreeBytes = 1 << 30
+		config.CgroupParent = defaultCgroupParent
 	}
 	config.DefaultLimits = withDefaults(config.DefaultLimits, sandbox.Limits{
-		MemoryBytes: 2 << 30, CPUs: float64(runtime.NumCPU()), Processes: 1024, DiskBytes: 10 << 30,
+		MemoryBytes: 2 << 30, CPUs: float64(runtime.NumCPU()), Processes: DefaultProcesses, DiskBytes: DefaultDiskBytes,
 	})
 	cg, err := findCgroups(config.CgroupParent + "-" + name)
 	if err != nil {
@@ -141,7 +164,12 @@ func New(config Config) (*Engine, error) {
 		config: config, log: config.Logger, cgroups: cg, guest: guest, reaper: newReaper(), boot: strings.TrimSpace(string(boot)),
 		disks: disks{dir: filepath.Join(config.Dir, "blank")},
 		locks: map[string]*idLock{}, boxes: map[string]*box{},
+		ledger: ledger{pending: map[string]claim{}, bounded: map[string]bool{}},
 	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var watch sync.WaitGroup
+	watch.Go(func() { e.watchGrowth(ctx) })
+	e.unwatch = func() { cancel(); watch.Wait() }
 	if err := e.recover(); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening sandbox engine: %w", err), e.Close())
 	}
@@ -166,6 +194,7 @@ func checkStatic() error {
 
 // Close lets go of the engine; sandboxes go on. No method may run or follow.
 func (e *Engine) Close() error {
+	e.unwatch()
 	e.reaper.close()
 	specutils.UnmountNullNetNS(e.config.RunDir) // a namespace that sandboxes joined needs no name
 	_ = os.Remove(filepath.Join(e.config.RunDir, specutils.NullNetNSFilename))

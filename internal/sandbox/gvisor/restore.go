@@ -51,9 +51,11 @@ func (e *Engine) bringBack(ctx context.Context, id string, do func(context.Conte
 	if err != nil {
 		return fmt.Errorf("opening sandbox: %w", err)
 	}
-	if err := e.room(); err != nil {
+	settled, err := e.admit(ctx, id, claim{tasks: HostTasks(m.Limits.Processes)})
+	if err != nil {
 		return err
 	}
+	defer settled()
 	ctx = context.WithoutCancel(ctx)
 	if err := e.halt(ctx, id); err != nil { // what a killed or dead one left
 		return fmt.Errorf("clearing up for sandbox: %w", err)

@@ -306,7 +306,9 @@ func TestDiskFull(t *testing.T) {
 			for n := g; n < 100_000; n += 8 {
 				err := s.CreateEnvironment(t.Context(), record(n))
 				if err != nil {
-					t.Logf("first refusal of writer %d at %d: %v", g, n, err)
+					if fault, ok := control.AsFault(err); !ok || fault.Kind != control.Unavailable || fault.Cause == nil {
+						t.Errorf("writer %d at %d is refused with %v, which says nothing of the disk", g, n, err)
+					}
 					return
 				}
 				mu.Lock()

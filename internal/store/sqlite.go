@@ -9,8 +9,11 @@ import (
 	"errors"
 	"net/url"
 
+	"golang.org/x/sys/unix"
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
+
+	"github.com/atoll-run/atoll/internal/control"
 )
 
 // The words of transactions. IMMEDIATE takes the write lock at once, so that
@@ -76,6 +79,18 @@ func violationOf(err error) violation {
 		return otherViolation
 	}
 	return noViolation
+}
+
+// diskFull makes an error of a full disk one that the caller is told of; others
+// stay as they are.
+func diskFull(err error) error {
+	var e *sqlite.Error
+	full := errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_FULL
+	if !full && !errors.Is(err, unix.ENOSPC) {
+		return err
+	}
+	return &control.Fault{Kind: control.Unavailable, Cause: err,
+		Message: "The server's disk is full: nothing was written. Try again when its operator has made room."}
 }
 
 // breaksTransaction tells errors after which the whole transaction cannot be

@@ -170,6 +170,7 @@ func (w *writer) flush(group []*request) {
 	}
 	if err := w.transact(live); err != nil {
 		w.log.Error("write failed", "writes", len(live), "error", err)
+		err = diskFull(err)
 		for _, r := range live {
 			r.err = err
 		}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/atoll-run/atoll/internal/egress"
 	"github.com/atoll-run/atoll/internal/image"
+	"github.com/atoll-run/atoll/internal/sandbox/gvisor"
 )
 
 // Config is everything that an operator can set. The first group comes from
@@ -55,6 +56,8 @@ type Config struct {
 	Egress EgressConfig `yaml:"egress"`
 	// Limits of each session's sandbox.
 	Limits LimitsConfig `yaml:"limits"`
+	// Host says what the machine promises to all sandboxes together.
+	Host HostConfig `yaml:"host"`
 	// Sessions says what becomes of sessions' sandboxes.
 	Sessions SessionsConfig `yaml:"sessions"`
 	// Packages says how package layers are built.
@@ -130,6 +133,41 @@ type LimitsConfig struct {
 	Processes int `yaml:"processes"`
 	// Disk is the size of the private writable directory.
 	Disk Bytes `yaml:"disk"`
+}
+
+// HostConfig says how much of the machine is promised to all sandboxes
+// together: those of sessions, hibernated ones included, and of installs. One
+// that does not fit is refused. Zero means the engine's default.
+type HostConfig struct {
+	// DiskOvercommit is how many times the free space without the reserve may be
+	// promised. Zero: 1.
+	DiskOvercommit float64 `yaml:"disk_overcommit"`
+	// DiskReserve stays free on the data directory's file system for the
+	// database, logs and package layers. Zero: a twentieth of it, at most 1 GiB.
+	DiskReserve Bytes `yaml:"disk_reserve"`
+	// Processes and threads of the host. Zero: seven eighths of what the kernel
+	// allows, or all but 4096 if that is more.
+	Processes int `yaml:"processes"`
+}
+
+// validate names what is wrong.
+func (h HostConfig) validate() error {
+	var errs []error
+	if f := h.DiskOvercommit; f != 0 && (f < 1 || f > 1000 || f != f) {
+		errs = append(errs, fmt.Errorf("host.disk_overcommit: %v is not a factor from 1 to 1000", f))
+	}
+	if h.Processes < 0 {
+		errs = append(errs, fmt.Errorf("host.processes: %d is negative", h.Processes))
+	}
+	return errors.Join(errs...)
+}
+
+// engineConfig is the configuration of the sandbox engine.
+func (c *Config) engineConfig(log *slog.Logger) gvisor.Config {
+	return gvisor.Config{
+		Dir: filepath.Join(c.Data, "sandboxes"), Logger: log, DefaultLimits: c.Limits.limits(),
+		DiskOvercommit: c.Host.DiskOvercommit, MinFreeBytes: int64(c.Host.DiskReserve), MaxTasks: c.Host.Processes,
+	}
 }
 
 // SessionsConfig says what becomes of sessions' sandboxes.
@@ -277,7 +315,7 @@ func (c *Config) validate() error {
 	}
 	_, err := c.templates(nil, nil)
 	_, hostsErr := c.HTTP.hosts()
-	errs = append(errs, err, hostsErr, c.Egress.validate(), c.Limits.validate("limits"), c.Packages.limits().validate("packages"), c.Model.validate(), c.Agent.validate())
+	errs = append(errs, err, hostsErr, c.Egress.validate(), c.Limits.validate("limits"), c.Host.validate(), c.Packages.limits().validate("packages"), c.Model.validate(), c.Agent.validate())
 	if c.Packages.MaxParallel < 0 {
 		bad("packages.max_parallel: %d is negative", c.Packages.MaxParallel)
 	}

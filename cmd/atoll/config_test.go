@@ -80,6 +80,8 @@ func TestConfigRefusals(t *testing.T) {
 		"not YAML":                    {yaml: "limits: [", want: []string{"atoll.yaml"}},
 		"sizes and spans":             {yaml: "limits: {memory: 5GB, disk: -1}\npackages: {max_age: 1d}\n", want: []string{"5GB", "-1", "1d"}},
 		"a hibernation that is none":  {yaml: "sessions: {hibernate_after: 10ms}\n", want: []string{"10ms", "never"}},
+		"host":                        {yaml: "host: {disk_overcommit: 0.5, processes: -1}\n", want: []string{"host.disk_overcommit", "host.processes"}},
+		"host of no number":           {yaml: "host: {disk_overcommit: .nan}\n", want: []string{"host.disk_overcommit"}},
 		"too small":                   {yaml: "limits: {memory: 1MiB, disk: 1MiB, cpus: -1, processes: -1}\n", want: []string{"limits.memory", "limits.disk", "limits.cpus", "limits.processes"}},
 		"a size that overflows":       {yaml: "limits: {memory: 9223372036854775807KiB}\n", want: []string{"is not a size"}},
 		"egress":                      {yaml: "egress: {exempt: [{host: a b, cidr: x, ports: [0]}], deny_cidrs: [y], block_hosts: ['*']}\n", want: []string{"exempt[0]: host", "exempt[0]: cidr", "exempt[0]: ports", "deny_cidrs[0]", "block_hosts[0]"}},

@@ -53,6 +53,8 @@ func checks(cfg Config) []Check {
 			Remedy: "LimitNOFILE=65536 in the service's unit (systemctl edit atoll), or ulimit -n 65536 before the start; in a container, --ulimit nofile=65536"},
 		{Name: "disk", Required: true, Run: func(context.Context) (string, error) { return checkDisk(cfg.Data, cfg.Cache) },
 			Remedy: "free some space or move --data and --cache: the template base takes about 2 GB, its build twice that"},
+		{Name: "room for sandboxes", Run: func(context.Context) (string, error) { return checkRoom(cfg) },
+			Remedy: "free some space, lower limits.disk, or promise more than there is with host.disk_overcommit; sysctl kernel.pid_max=4194304, or lower limits.processes"},
 		{Name: "mmdebstrap", Required: true, Run: checkMmdebstrap,
 			Remedy: "apt-get install mmdebstrap debian-archive-keyring"},
 		{Name: "CA certificates", Run: checkAuthorities,

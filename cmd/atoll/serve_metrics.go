@@ -13,6 +13,7 @@ import (
 	"github.com/atoll-run/atoll/internal/control"
 	"github.com/atoll-run/atoll/internal/egress"
 	"github.com/atoll-run/atoll/internal/sandbox"
+	"github.com/atoll-run/atoll/internal/sandbox/gvisor"
 )
 
 // newDecisionCounter counts the network decisions by verdict and reason.
@@ -29,7 +30,7 @@ func newDecisionCounter(reg prometheus.Registerer) (func(egress.Record), error) 
 }
 
 // registerGauges adds what is asked at the time of a scrape.
-func registerGauges(reg prometheus.Registerer, sandboxes *control.Sandboxes, builds *control.Builds, budgets budgets) error {
+func registerGauges(reg prometheus.Registerer, sandboxes *control.Sandboxes, builds *control.Builds, budgets budgets, room func() (gvisor.Room, error)) error {
 	for _, c := range []prometheus.Collector{
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
@@ -37,6 +38,7 @@ func registerGauges(reg prometheus.Registerer, sandboxes *control.Sandboxes, bui
 		&states{prometheus.NewDesc("atoll_builds_total", "Builds of environments since the start by outcome.", []string{"status"}, nil), builds.Counts, prometheus.CounterValue},
 		budgetGauge("atoll_descriptors", "Descriptors that sessions, builds and clients share, by total and used.", budgets.descriptors),
 		budgetGauge("atoll_request_memory_bytes", "Memory that bodies and collected outputs of requests share, by total and used.", budgets.memory),
+		newRoomGauges(room),
 	} {
 		if err := reg.Register(c); err != nil {
 			return fmt.Errorf("registering metrics: %w", err)
@@ -67,6 +69,41 @@ func (s *states) Describe(out chan<- *prometheus.Desc) { out <- s.desc }
 func (s *states) Collect(out chan<- prometheus.Metric) {
 	for state, n := range s.count() {
 		out <- prometheus.MustNewConstMetric(s.desc, s.kind, float64(n), state)
+	}
+}
+
+// roomGauges are metrics of what the host has for sandboxes, looked up once a
+// scrape.
+type roomGauges struct {
+	room  func() (gvisor.Room, error)
+	disk  *prometheus.Desc
+	tasks *prometheus.Desc
+}
+
+func newRoomGauges(room func() (gvisor.Room, error)) *roomGauges {
+	return &roomGauges{room,
+		prometheus.NewDesc("atoll_host_disk_bytes", "Space of the data directory's file system: free, kept back, promised to sandboxes, and promisable.", []string{"kind"}, nil),
+		prometheus.NewDesc("atoll_host_processes", "Processes and threads of the host: promised to sandboxes, and promisable.", []string{"kind"}, nil)}
+}
+
+// Describe implements prometheus.Collector.
+func (g *roomGauges) Describe(out chan<- *prometheus.Desc) {
+	out <- g.disk
+	out <- g.tasks
+}
+
+// Collect implements prometheus.Collector.
+func (g *roomGauges) Collect(out chan<- prometheus.Metric) {
+	r, err := g.room()
+	if err != nil {
+		out <- prometheus.NewInvalidMetric(g.disk, err)
+		return
+	}
+	for kind, n := range map[string]int64{"free": r.DiskFree, "reserve": r.DiskReserve, "committed": r.DiskCommitted, "promisable": r.DiskPromisable} {
+		out <- prometheus.MustNewConstMetric(g.disk, prometheus.GaugeValue, float64(n), kind)
+	}
+	for kind, n := range map[string]int{"committed": r.TasksCommitted, "promisable": r.TasksPromisable} {
+		out <- prometheus.MustNewConstMetric(g.tasks, prometheus.GaugeValue, float64(n), kind)
 	}
 }
 

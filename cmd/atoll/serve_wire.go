@@ -93,9 +93,7 @@ func (w *wiring) openStore(ctx context.Context) (err error) {
 }
 
 func (w *wiring) openEngine(context.Context) (err error) {
-	w.engine, err = gvisor.New(gvisor.Config{
-		Dir: filepath.Join(w.cfg.Data, "sandboxes"), Logger: w.log, DefaultLimits: w.cfg.Limits.limits(),
-	})
+	w.engine, err = gvisor.New(w.cfg.engineConfig(w.log))
 	if err != nil {
 		return fmt.Errorf("opening the sandbox engine: %w", err)
 	}
@@ -130,7 +128,7 @@ func (w *wiring) openImages(context.Context) (err error) {
 	}
 	p := w.cfg.Packages
 	w.builder, err = image.NewBuilder(image.BuilderConfig{
-		LayersDir: filepath.Join(w.cfg.Data, layersDir), OpenBox: boxes.Open, Downloads: w.downloads, MaxParallel: p.MaxParallel,
+		LayersDir: filepath.Join(w.cfg.Data, layersDir), Reserve: int64(w.cfg.Host.DiskReserve), OpenBox: boxes.Open, Downloads: w.downloads, MaxParallel: p.MaxParallel,
 		ManagerTimeout: time.Duration(p.ManagerTimeout), MaxAge: time.Duration(p.MaxAge), Logger: w.log,
 	})
 	if err != nil {
@@ -175,7 +173,7 @@ func (w *wiring) openControl(ctx context.Context) error {
 	w.service = control.New(control.Config{
 		Store: w.store, Logger: w.log, Templates: w.templates, Runtime: w.sandboxes, Turns: w.turns, Loop: w.agents,
 	})
-	if err := registerGauges(w.metrics, w.sandboxes, builds, w.budgets); err != nil {
+	if err := registerGauges(w.metrics, w.sandboxes, builds, w.budgets, w.engine.Room); err != nil {
 		return err
 	}
 	if err := w.firstKey(ctx); err != nil {

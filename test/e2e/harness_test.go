@@ -96,6 +96,9 @@ func newServer(t *testing.T, config string) *server {
 	s := &server{t: t, Data: data}
 	s.URL = "http://" + freeAddr(t)
 	s.args = []string{"serve", "--listen", strings.TrimPrefix(s.URL, "http://"), "--data", data, "--cache", cacheDir(t)}
+	if !strings.Contains(config, "limits:") { // any machine can promise this to several sandboxes
+		config += "\nlimits: {disk: 3GiB}\n"
+	}
 	if config != "" {
 		file := filepath.Join(t.TempDir(), "config.yaml")
 		if err := os.WriteFile(file, []byte(config), 0o600); err != nil {

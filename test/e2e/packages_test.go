@@ -47,7 +47,7 @@ func (s *server) built(env string) build {
 // TestPackages is the main job: packages of several managers, limited
 // networking, usable without any set-up, shared with a second environment.
 func TestPackages(t *testing.T) {
-	s := newServer(t, "")
+	s := newServer(t, "limits: {disk: 1GiB, processes: 256}\n") // twenty of them at a time
 	// figlet to be used, the others for what their maintainer scripts do.
 	apt := []string{"figlet", "cron", "tcpdump", "traceroute"}
 	packages := object{"apt": apt, "npm": []string{"express@4.18.2"}, "pip": []string{"six==1.16.0", "idna"}}

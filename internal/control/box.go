@@ -74,7 +74,7 @@ func (b *Boxes) Open(ctx context.Context, spec image.BoxSpec) (image.Box, error)
 		return nil, fmt.Errorf("opening the builder's network: %w", err)
 	}
 	box := &box{boxes: b, id: id}
-	err = b.Engine.Create(ctx, sandbox.Spec{
+	err = b.create(ctx, sandbox.Spec{
 		ID: id, Hostname: "build", Layers: spec.Layers, Env: spec.Env, Dir: "/",
 		Files: sandboxFiles("build"), Limits: b.Limits, NetNS: netns,
 		Labels: map[string]string{labelKind: kindBuild, "atoll.purpose": spec.Purpose},
@@ -88,6 +88,25 @@ func (b *Boxes) Open(ctx context.Context, spec image.BoxSpec) (image.Box, error)
 		})
 	}
 	return box, nil
+}
+
+// builderPatience is how long a build waits for room on the host for its
+// sandbox: other builds and sessions end meanwhile.
+const builderPatience = 2 * time.Minute
+
+// create makes the sandbox of a box, and waits for the host to have room for it.
+func (b *Boxes) create(ctx context.Context, spec sandbox.Spec) error {
+	for end := time.Now().Add(builderPatience); ; {
+		err := b.Engine.Create(ctx, spec)
+		if !errors.Is(err, sandbox.ErrCapacity) || !time.Now().Before(end) {
+			return err
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // buildPolicy lets a builder reach the registries, or, to learn them, any

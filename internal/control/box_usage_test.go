@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"testing/synctest"
 
@@ -78,6 +79,46 @@ func TestBoxUsageAfterRun(t *testing.T) {
 		}
 		if err := box.Close(t.Context()); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// crowded is an engine that has no room for a sandbox for a while.
+type crowded struct {
+	brief
+	refusals int // how many more times it refuses
+}
+
+func (e *crowded) Create(context.Context, sandbox.Spec) error {
+	if e.refusals == 0 {
+		return nil
+	}
+	e.refusals--
+	return sandbox.Shortage("disk", "0 MiB are left")
+}
+
+// TestBoxWaitsForRoom: a build does not fail because others have the host's room
+// for a moment, and does not wait for ever.
+func TestBoxWaitsForRoom(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		engine := &crowded{refusals: 5}
+		boxes := &Boxes{Engine: engine, Network: closedNetwork{}}
+		box, err := boxes.Open(t.Context(), image.BoxSpec{})
+		if err != nil {
+			t.Fatalf("a build that has room after a while: %v", err)
+		}
+		if err := box.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+		engine.refusals = 1 << 30
+		if _, err := boxes.Open(t.Context(), image.BoxSpec{}); !errors.Is(err, sandbox.ErrCapacity) {
+			t.Errorf("a build that never has room: %v", err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := boxes.Open(ctx, image.BoxSpec{}); !errors.Is(err, context.Canceled) {
+			t.Errorf("a build that was given up: %v", err)
 		}
 	})
 }

@@ -30,7 +30,7 @@ func (b *bench) agents() (_ []group, err error) {
 		return nil, err
 	}
 	defer w.close()
-	config := fmt.Sprintf("model: {base_url: %q}\nsessions: {hibernate_after: 5s}\nlimits: {memory: 128MiB, disk: 64MiB}\n", endpoint.URL)
+	config := fmt.Sprintf("model: {base_url: %q}\nsessions: {hibernate_after: 5s}\nlimits: {memory: 128MiB, disk: 64MiB, processes: 64}\n", endpoint.URL)
 	if err := w.start(config); err != nil {
 		return nil, err
 	}

@@ -44,6 +44,14 @@ func namedChanges() []named {
 			old: "context.WithTimeout(ctx, g.resolve/resolveTries)", new: "context.WithCancel(ctx)", test: "TestE187OwnTimeLimit",
 		},
 		{
+			name: "E191: the kernel is not asked where an address leads", file: "internal/egress/guard.go", within: "checkRoute",
+			old: "err := g.host.kernel.leadsOut(addr, protocol, port)", new: "err := error(nil)", test: "TestE191RoutesWithoutGateway",
+		},
+		{
+			name: "E192: no look at the address that the network's NAT64 reaches", file: "internal/egress/guard.go", within: "check",
+			old: "for _, a := range g.nat64.reached(addr)", new: "for _, a := range g.nat64.reached(addr)[:1]", test: "TestE192OperatorsTranslator",
+		},
+		{
 			name: "the relay's old rules stay under a new policy", file: "internal/egress/rules.go", within: "setRelay",
 			old: "c.FlushChain(relay)", new: "", test: "TestRelayRules",
 		},

@@ -57,8 +57,18 @@ type templates []string
 func (l templates) Known(name string) bool { return slices.Contains(l, name) }
 func (l templates) Names() []string        { return l }
 
-// start starts a server with an empty workspace.
+// start starts a server with an empty workspace, whose agents are played.
 func start(t *testing.T) *server {
+	t.Helper()
+	return startWith(t, func(turns *control.Turns) (control.Loop, func()) {
+		loop := looptest.New(turns, func(err error) { t.Error(err) })
+		return loop, loop.Close
+	})
+}
+
+// startWith starts a server with an empty workspace and a loop of the test's. What
+// newLoop answers beside it ends the loop.
+func startWith(t *testing.T, newLoop func(*control.Turns) (control.Loop, func())) *server {
 	t.Helper()
 	db, err := store.Open(t.Context(), store.Config{Path: t.TempDir() + "/atoll.db"})
 	if err != nil {
@@ -70,8 +80,8 @@ func start(t *testing.T) *server {
 		}
 	})
 	turns := control.NewTurns(db, nil)
-	loop := looptest.New(turns, func(err error) { t.Error(err) })
-	t.Cleanup(loop.Close)
+	loop, end := newLoop(turns)
+	t.Cleanup(end)
 	s := &server{t: t, store: db, service: control.New(control.Config{Store: db, Templates: templates{"base", "code_interpreter", "slim"}, Turns: turns, Loop: loop})}
 	if err := db.CreateWorkspace(t.Context(), control.Workspace{ID: fixtureSpace, Name: "default", CreatedAt: time.Now()}); err != nil {
 		t.Fatal(err)

@@ -205,7 +205,8 @@ func TestManyAgents(t *testing.T) {
 }
 
 // TestAgentHearsOfAFailedBuild: a session whose packages cannot be installed is
-// told so without asking, and ends when its agent needs the sandbox.
+// told so without asking, once, and goes on: its agent hears it from each call that
+// needs the sandbox, and answers all the same.
 func TestAgentHearsOfAFailedBuild(t *testing.T) {
 	s, _ := newAgentServer(t, "")
 	env := s.environment(object{"base_template": "slim", "packages": object{"type": "packages", "apt": []string{"atoll-no-such-package-7f3a"}}})
@@ -230,10 +231,15 @@ func TestAgentHearsOfAFailedBuild(t *testing.T) {
 	if err := json.Unmarshal([]byte(body), &words); err != nil || words.Error.Message != told.Error.Message {
 		t.Errorf("exec says %q, the event %q", words.Error.Message, told.Error.Message)
 	}
-	s.say(session, modeltest.Script{{Tools: []modeltest.ToolUse{bash("true")}}}.Message())
-	waitFor(t, 2*time.Minute, "the session to end", func() bool {
-		log, _ := s.events(session)
-		return count(log, "session.status_terminated") == 1
-	})
-	s.validate(session)
+	for n := 1; n <= 2; n++ {
+		s.say(session, modeltest.Script{{Tools: []modeltest.ToolUse{bash("true")}}, {Text: "I heard: {{result}}"}}.Message())
+		log := s.idle(session, n, 2*time.Minute)
+		last := log[slices.IndexFunc(log, func(e event) bool { return e.Type == "agent.message" }):]
+		if said := last[0].text(); said != "I heard: "+told.Error.Message {
+			t.Errorf("the agent says %q, the event %q", said, told.Error.Message)
+		}
+		if count(log, "session.error") != 1 || count(log, "session.status_terminated") != 0 || count(log, "agent.message") != n {
+			t.Errorf("turn %d: %v", n, kinds(log))
+		}
+	}
 }

@@ -1,0 +1,69 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// program is one row of the table in docs/sandbox.md: a program that people run
+// in sandboxes, and what came of it.
+type program struct {
+	name, try string // the row's name; a script for a shell
+	says      string // what the script's output contains
+	outcome   string // for the row: "works", or what does not and the way round
+}
+
+// programsApt are the packages of Debian that the programs come from.
+var programsApt = []string{
+	"chromium", "delve", "firefox-esr", "gdb", "postgresql", "python3-pytest-xdist", "redis-server", "strace", "sudo",
+}
+
+var programs = []program{
+	{"Redis server", `redis-server --daemonize yes >/dev/null; for i in $(seq 50); do redis-cli ping 2>/dev/null && break; sleep 0.2; done; redis-cli shutdown nosave`, "PONG", "works"},
+	{"PostgreSQL server", `su postgres -c 'd=$(ls -d /usr/lib/postgresql/*/bin); $d/initdb -D /tmp/pg >/dev/null && $d/pg_ctl -D /tmp/pg -w -o "-k /tmp" start >/dev/null && psql -h /tmp -Atc "select 6*7" && $d/pg_ctl -D /tmp/pg stop >/dev/null'`, "42",
+		"works, as a user other than root (`su postgres`)"},
+	{"Chromium", `chromium --headless --no-sandbox --disable-gpu --dump-dom 'data:text/html,<b id=x></b><script>x.textContent=6*7</script>' 2>/dev/null`, ">42<", "works, with `--no-sandbox`: the sandbox is around it"},
+	{"Firefox", `timeout 60 firefox-esr --headless --screenshot /tmp/shot.png 'data:text/html,hello' >/tmp/firefox.log 2>&1; test -s /tmp/shot.png && echo shot || echo none`, "none", "does not: gVisor lacks a call that it needs. Use Chromium"},
+	{"strace", `strace -f -e trace=openat true 2>&1 | grep -c openat`, "", "works"},
+	{"gdb", `printf 'int main(){int x=42;return x;}' > /tmp/g.c && gcc -g -o /tmp/g /tmp/g.c && gdb -batch -ex 'break main' -ex run /tmp/g 2>&1`, "Breakpoint 1, main ()", "works"},
+	{"gdb, attaching", `sleep 100 & gdb -batch -p $! -ex 'info threads' 2>&1; kill $!`, "Using host libthread_db", "works, to processes of the same user"},
+	{"Delve (dlv)", `mkdir -p /tmp/d && cd /tmp/d && printf 'module d\n' > go.mod && printf 'package main\nfunc main() { x := 42; println(x) }\n' > main.go && printf 'break main.main\ncontinue\nnext\nnext\nprint x\nexit\n' > cmds && HOME=/root dlv debug --init cmds --allow-non-terminal-interactive </dev/null 2>&1`, "42", "works"},
+	{"tmux", `tmux -L t new -d -s s 'echo inside; sleep 5'; sleep 1; tmux -L t capture-pane -p -t s; tmux -L t kill-server`, "inside", "works"},
+	{"screen", `screen -dmS s sh -c 'echo inside > /tmp/screen.out; sleep 5'; for i in $(seq 50); do cat /tmp/screen.out 2>/dev/null && break; sleep 0.2; done; test -s /tmp/screen.out || echo none`, "none", "does not start (`screen -dmS`). Use tmux"},
+	{"sudo", `su nobody -s /bin/sh -c 'sudo -n id' 2>&1; echo 'nobody ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/nobody; su nobody -s /bin/sh -c 'sudo -n id -u'`, "\n0", "works"},
+	{"pytest -n", `mkdir -p /tmp/p && cd /tmp/p && printf 'import pytest\n@pytest.mark.parametrize("i", range(20))\ndef test(i): pass\n' > test_a.py && python3 -m pytest -q -n 2 2>&1`, "20 passed", "works"},
+	{"JVM", `mkdir -p /tmp/j && cd /tmp/j && printf 'public class A { public static void main(String[] a) { System.out.println(6*7 + " " + Runtime.getRuntime().availableProcessors()); } }' > A.java && java A.java`, "42 ", "works"},
+}
+
+// TestSandboxPrograms tries each program of docs/sandbox.md, and compares the
+// page's table with what is tried here.
+func TestSandboxPrograms(t *testing.T) {
+	s := newServer(t, "")
+	session := s.session(s.agent(), s.environment(object{"packages": object{"type": "packages", "apt": programsApt}, "networking": object{"type": "unrestricted"}}))
+	for _, p := range programs {
+		r := s.exec(session, p.try)
+		if out := r.Stdout + r.Stderr; !strings.Contains(out, p.says) {
+			t.Errorf("%s: want %q (%s), got code %d %.600q", p.name, p.says, p.outcome, r.Code, out)
+		} else {
+			t.Logf("%s: %.100q", p.name, out)
+		}
+	}
+}
+
+// TestSandboxProgramsTable holds the table of docs/sandbox.md to what
+// TestSandboxPrograms tries.
+func TestSandboxProgramsTable(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "sandbox.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := "| program | in a sandbox of `base` |\n|---|---|\n"
+	for _, p := range programs {
+		table += "| " + p.name + " | " + p.outcome + " |\n"
+	}
+	if !strings.Contains(string(page), "\n\n"+table+"\n") {
+		t.Errorf("docs/sandbox.md does not have this table:\n%s", table)
+	}
+}

@@ -274,6 +274,20 @@ func TestClientLimit(t *testing.T) {
 	}
 }
 
+// TestRefusedWithoutName: a hello that names nobody is recorded as just that, not
+// as one with an invalid name.
+func TestRefusedWithoutName(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	b := w.limited("ok.example.com")
+	if _, err := b.tls(b.mustDial("203.0.113.7:443"), ""); err == nil {
+		t.Error("a bare address was reached")
+	}
+	if r := b.wantReason(ReasonNoMapping); r.ClaimedHost != "" || r.Protocol != "tls" {
+		t.Errorf("recorded as %+v", r)
+	}
+}
+
 // lockedBuffer takes a log from several goroutines.
 type lockedBuffer struct {
 	mu   sync.Mutex // guards text

@@ -5,6 +5,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"path"
 	"strconv"
 	"strings"
 
@@ -50,9 +51,11 @@ func (s *server) readFile(w http.ResponseWriter, r *http.Request, caller control
 		w.Header().Set("Content-Type", "application/x-tar")
 	} else {
 		w.Header().Set("Content-Type", "application/octet-stream")
-		w.Header().Set("Content-Length", strconv.FormatInt(info.Size, 10))
 		w.Header().Set("Last-Modified", info.Mtime.UTC().Format(http.TimeFormat))
-		source = io.LimitReader(body, info.Size) // a file that grows meanwhile
+		if info.Size >= 0 {
+			w.Header().Set("Content-Length", strconv.FormatInt(info.Size, 10))
+			source = io.LimitReader(body, info.Size) // a file that grows meanwhile
+		}
 	}
 	w.WriteHeader(http.StatusOK)
 	n, err := io.Copy(w, source)
@@ -76,8 +79,7 @@ func (s *server) writeFile(w http.ResponseWriter, r *http.Request, caller contro
 	if q.err != nil {
 		return q.err
 	}
-	mediaType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")) // anything else is a file's content
-	if mediaType == "application/x-tar" {
+	if isArchive(r.Header.Get("Content-Type"), p) {
 		if err := s.sandboxes.WriteTar(r.Context(), caller, r.PathValue("id"), p, r.Body); err != nil {
 			return bodyError(r, err)
 		}
@@ -87,6 +89,27 @@ func (s *server) writeFile(w http.ResponseWriter, r *http.Request, caller contro
 		return bodyError(r, err)
 	}
 	return reply(w, fileReply{Type: "file_written", Path: p})
+}
+
+// archiveTypes are the content types of archives that are unpacked: true for those
+// that say no more than how something is compressed.
+var archiveTypes = map[string]bool{
+	"application/x-tar": false, "application/x-gtar": false, "application/tar": false,
+	"application/x-compressed-tar": false, "application/x-gtar-compressed": false, "application/x-tar+gzip": false,
+	"application/x-zstd-compressed-tar": false, "application/x-tar+zstd": false,
+	"application/gzip": true, "application/x-gzip": true, "application/zstd": true, "application/x-zstd": true,
+}
+
+// isArchive tells whether a body is to be unpacked into the directory p. A
+// compressed body whose path has the name of a compressed file is that file.
+func isArchive(contentType, p string) bool {
+	mediaType, _, _ := mime.ParseMediaType(contentType) // anything else is a file's content
+	compressed, known := archiveTypes[mediaType]
+	switch path.Ext(p) {
+	case ".gz", ".tgz", ".zst", ".tzst", ".zstd":
+		return known && !compressed
+	}
+	return known
 }
 
 // bodyError tells a body that did not come from what else went wrong.

@@ -303,6 +303,8 @@ func TestPrune(t *testing.T) {
 	must(t, os.Mkdir(filepath.Join(work, "u"), 0o755), os.Mkdir(filepath.Join(work, "w"), 0o755),
 		unix.Mount("overlay", target, "overlay", 0, "lowerdir="+mounted.Dir+",upperdir="+work+"/u,workdir="+work+"/w"))
 	unmount := func() { must(t, unix.Unmount(target, 0)) }
+	// A mount that a failure left would be in use for every later run too.
+	t.Cleanup(func() { _ = unix.Unmount(target, unix.MNT_DETACH) })
 	s.used(hashFields("young"), now)
 
 	names := func(keys []string) []string {

@@ -201,9 +201,11 @@ type Engine interface {
 
 // FileInfo describes a file in a sandbox.
 type FileInfo struct {
-	Path  string
-	Dir   bool
-	Size  int64 // of a regular file
+	Path string
+	Dir  bool
+	// Size of a regular file in bytes; -1 when it is known at the end of the
+	// content only (long files of /proc).
+	Size  int64
 	Mode  uint32
 	Mtime time.Time
 }
@@ -217,10 +219,14 @@ type Files interface {
 	// stream of its content (links as links, other kinds left out).
 	ReadFile(ctx context.Context, id, path string) (FileInfo, io.ReadCloser, error)
 	// WriteFile replaces a file atomically, creating its parents (0755). An
-	// existing file keeps its mode; a new one gets mode.
+	// existing file keeps its mode; a new one gets mode. Who watches the file's
+	// directory sees no other name appear, on the sandbox's disk.
 	WriteFile(ctx context.Context, id, path string, mode uint32, r io.Reader) error
-	// WriteTar unpacks a tar stream into a directory, which is created. An
-	// entry whose path or link leaves the directory is refused.
+	// WriteTar unpacks a tar stream, plain or compressed by gzip or zstd, into a
+	// directory, which is created. An entry whose path leaves the directory, by
+	// itself or through a link, is refused, and so is a hard link to what is
+	// outside. A symbolic link may name anything: where it leads is decided
+	// inside, by who follows it.
 	WriteTar(ctx context.Context, id, path string, r io.Reader) error
 	// Remove removes a file or a directory with all in it.
 	Remove(ctx context.Context, id, path string) error

@@ -100,8 +100,14 @@ func (t *tester) sampled(ctx context.Context, c change) (verdict, error) {
 	if !before.reaches(c.file, c.line) {
 		return uncovered, nil
 	}
-	v, _, err := t.with(ctx, c, dir, 2*before.took+time.Minute, "-short", "-failfast")
+	v, _, err := t.with(ctx, c, dir, 2*before.took+time.Minute, append(quick(), "-failfast")...)
 	return v, err
+}
+
+// quick are the flags that leave out what takes long: tests with real package
+// managers, and those that kill the program at every step.
+func quick() []string {
+	return []string{"-short", "-skip", "Real|Kill|DownloadsAreReused|DeadRegistries|LearnSlim"}
 }
 
 // baseline runs a package's short tests without a change, once.
@@ -111,7 +117,7 @@ func (t *tester) baseline(ctx context.Context, dir string) (*baseline, error) {
 	}
 	profile := filepath.Join(t.scratch, "cover")
 	began := time.Now()
-	out, err := t.goTest(ctx, dir, 10*time.Minute, "-short", "-coverprofile", profile)
+	out, err := t.goTest(ctx, dir, 10*time.Minute, append(quick(), "-coverprofile", profile)...)
 	if err != nil {
 		return nil, fmt.Errorf("the tests of %s fail without a change:\n%s", dir, out)
 	}

@@ -78,6 +78,9 @@ func (e *Engine) ReadFile(ctx context.Context, id, name string) (sandbox.FileInf
 		return sandbox.FileInfo{}, nil, err
 	}
 	info := sandbox.FileInfo{Path: name, Dir: head.Dir, Size: head.Size, Mode: head.Mode & 0o7777, Mtime: head.Mtime}
+	if head.Unsized {
+		info.Size = -1
+	}
 	return info, content, nil
 }
 

@@ -3,6 +3,8 @@ package sandboxtest
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
+	"crypto/rand"
 	"errors"
 	"io"
 	"os"
@@ -14,6 +16,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/klauspost/compress/zstd"
 
 	"github.com/atoll-run/atoll/internal/sandbox"
 )
@@ -197,8 +200,12 @@ func testTarHostile(t *testing.T, s *suite) {
 		"parent":          archive(t, file("../x", "bad")),
 		"absolute":        archive(t, file("/tmp/x", "bad")),
 		"deep parent":     archive(t, file("a/../../x", "bad")),
-		"absolute link":   archive(t, link(tar.TypeSymlink, "l", "/tmp")),
-		"link out":        archive(t, link(tar.TypeSymlink, "a/l", "../../tmp")),
+		"through its own": archive(t, link(tar.TypeSymlink, "l", "/tmp"), file("l/x", "bad")),
+		"through one up":  archive(t, link(tar.TypeSymlink, "a/l", "../../../tmp"), file("a/l/x", "bad")),
+		"over its own":    archive(t, link(tar.TypeSymlink, "l", "/tmp/x"), link(tar.TypeLink, "h", "l/x")),
+		"not gzip":        strings.NewReader("\x1f\x8b\x08 and no more"),
+		"not zstd":        strings.NewReader("\x28\xb5\x2f\xfd and no more"),
+		"half of a gzip":  io.LimitReader(compressed(t, "gzip", archive(t, file("x", random(20000)))), 10000),
 		"hard link out":   archive(t, link(tar.TypeLink, "l", "../../etc/passwd")),
 		"through a link":  archive(t, file("pre/x", "bad")),
 		"device":          archive(t, &tar.Header{Name: "dev", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3}),
@@ -214,6 +221,149 @@ func testTarHostile(t *testing.T, s *suite) {
 	}
 	if got := s.sh(t, id, "ls -A /tmp; ls -A /workspace | grep -c ^x || true"); got != "0\n" {
 		t.Errorf("something got out: %q", got)
+	}
+}
+
+// compressed compresses what r has.
+func compressed(t *testing.T, how string, r io.Reader) io.Reader {
+	t.Helper()
+	var out bytes.Buffer
+	var w io.WriteCloser = gzip.NewWriter(&out)
+	if how == "zstd" {
+		encoder, err := zstd.NewWriter(&out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w = encoder
+	}
+	if _, err := io.Copy(w, r); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return &out
+}
+
+// random is text that does not get shorter by compression.
+func random(n int) string {
+	b := make([]byte, n)
+	rand.Read(b)
+	return string(b)
+}
+
+// testTarBack: a directory that was read as a tar can be put back, whatever its
+// links name, also compressed.
+func testTarBack(t *testing.T, s *suite) {
+	id := s.create(t, nil)
+	ctx := testContext(t)
+	s.sh(t, id, `mkdir -p venv/bin venv/lib; ln -s /usr/bin/python3 venv/bin/python3; ln -s python3 venv/bin/python; ln -s lib venv/lib64; ln -s ../../../.. venv/up
+ln -s /no/such/place venv/dangling; echo code > venv/lib/module.py; head -c 200000 /dev/zero > venv/lib/big; chmod 640 venv/lib/big`)
+	want := s.sh(t, id, "cd venv; find . -type l -printf '%p %l\\n' | sort; cat lib64/module.py; stat -c '%a %s' lib/big; bin/python -c 'print(1+1)'")
+	_, r, err := s.engine.ReadFile(ctx, id, "venv")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	tarball, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for how, in := range map[string]io.Reader{
+		"plain": bytes.NewReader(tarball), "gzip": compressed(t, "gzip", bytes.NewReader(tarball)), "zstd": compressed(t, "zstd", bytes.NewReader(tarball)),
+	} {
+		if err := s.engine.WriteTar(ctx, id, "/workspace/back/"+how, in); err != nil {
+			t.Errorf("%s: %v", how, err)
+			continue
+		}
+		got := s.sh(t, id, "cd back/"+how+"; find . -type l -printf '%p %l\\n' | sort; cat lib64/module.py; stat -c '%a %s' lib/big; bin/python -c 'print(1+1)'")
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: %s", how, diff)
+		}
+	}
+	// Once more over what is there.
+	if err := s.engine.WriteTar(ctx, id, "/workspace/back/plain", bytes.NewReader(tarball)); err != nil {
+		t.Errorf("a second time: %v", err)
+	}
+}
+
+// testKernelFiles: files of /proc say that they are empty and are not.
+func testKernelFiles(t *testing.T, s *suite) {
+	id := s.create(t, nil)
+	for _, path := range []string{"/proc/version", "/proc/cpuinfo", "/proc/1/cmdline", "/sys/devices/system/cpu/online", "/proc/sys/kernel/hostname"} {
+		if got, err := s.read(t, id, path); err != nil || len(got) < 2 {
+			t.Errorf("%s: %q %v", path, got, err)
+		}
+	}
+	info, r, err := s.engine.ReadFile(testContext(t), id, "/proc/version")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	content, err := io.ReadAll(r)
+	if err != nil || info.Size != int64(len(content)) {
+		t.Errorf("/proc/version of %d bytes is said to have %d, %v", len(content), info.Size, err)
+	}
+}
+
+// watchScript is a Perl program that prints the names that appear in a directory
+// or are written there, until "end" does.
+const watchScript = `
+my ($init, $add) = (uname() eq "x86_64") ? (294, 254) : (26, 27);
+sub uname { my $m = qx(uname -m); chomp $m; $m }
+my $dir = $ARGV[0];
+my $fd = syscall($init, 0);
+die "inotify: $!" if $fd < 0 || syscall($add, $fd, $dir, 0x3c0) < 0;
+open(my $in, "<&=", $fd) or die;
+$| = 1; print "watching\n";
+while (sysread($in, my $data, 65536)) {
+    while (length $data) {
+        my $size = (unpack "lLLL", $data)[3];
+        my $name = substr $data, 16, $size; $name =~ s/\0.*//s;
+        print "$name\n"; exit if $name eq "end";
+        $data = substr $data, 16 + $size;
+    }
+}`
+
+// watch runs write while a program watches a directory, and returns the names
+// that it saw.
+func (s *suite) watch(t *testing.T, id, dir string, write func()) string {
+	t.Helper()
+	ctx := testContext(t)
+	var out buffer
+	process, err := s.engine.Exec(ctx, id, sandbox.Command{Args: []string{"perl", "-e", watchScript, dir}, Stdout: &out})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the directory is watched", func() bool { return strings.HasPrefix(out.String(), "watching\n") })
+	write()
+	s.sh(t, id, "touch "+dir+"/end; rm "+dir+"/end")
+	if _, err := process.Wait(ctx); err != nil {
+		t.Fatal(err)
+	}
+	seen := strings.TrimSuffix(strings.TrimPrefix(out.String(), "watching\n"), "end\n")
+	if left := s.sh(t, id, "ls -A /var/lib/atoll/new"); left != "" {
+		t.Errorf("left where files are put together: %q", left)
+	}
+	return seen
+}
+
+// testUnwatched: who watches a directory sees the file that is written, complete,
+// and no other name.
+func testUnwatched(t *testing.T, s *suite) {
+	id := s.create(t, nil)
+	s.sh(t, id, "mkdir -m 2775 shared; chgrp 33 shared")
+	if got := s.watch(t, id, "/workspace/shared", func() { s.write(t, id, "shared/mine", "1"); s.write(t, id, "shared/mine", "2") }); got != "mine\nmine\n" {
+		t.Errorf("seen while a file was written twice: %q", got)
+	}
+	if got := s.sh(t, id, "cat shared/mine; stat -c ' %u %g %a' shared/mine"); got != "2 0 33 644\n" {
+		t.Errorf("written: %q", got)
+	}
+	s.sh(t, id, "chown 12:34 shared/mine; chmod 4750 shared/mine")
+	s.write(t, id, "shared/mine", "3")
+	s.write(t, id, "/dev/shm/mine", "4") // another file system
+	if got := s.sh(t, id, "cat shared/mine /dev/shm/mine; stat -c ' %u %g %a' shared/mine; ls -A shared /dev/shm"); got != "34 12 34 4750\n/dev/shm:\nmine\n\nshared:\nmine\n" {
+		t.Errorf("written again: %q", got)
 	}
 }
 

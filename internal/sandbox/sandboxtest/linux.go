@@ -63,12 +63,3 @@ func testProcSys(t *testing.T, s *suite) {
 		t.Error("a value that has no effect could be changed")
 	}
 }
-
-// testTerminalNamed: who looks for the terminal of a shell finds it.
-func testTerminalNamed(t *testing.T, s *suite) {
-	id := s.create(t, nil)
-	cmd := sandbox.Command{Args: []string{"sh", "-c", "tty; ps -o tty= -p $$; echo hello > $(tty)"}, TTY: &sandbox.WindowSize{Rows: 24, Cols: 80}}
-	if got := s.exec(t, id, cmd).Stdout; !strings.HasPrefix(got, "/dev/pts/") || !strings.Contains(got, "hello") {
-		t.Errorf("on a terminal: %q", got)
-	}
-}

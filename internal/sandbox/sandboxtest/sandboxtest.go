@@ -36,10 +36,11 @@ func Run(t *testing.T, open Make) {
 		"Exec": testExec, "Stdin": testStdin, "Environment": testEnvironment, "ExitCodes": testExitCodes, "NotFound": testNotFound,
 		"ProcessGroup": testProcessGroup, "Terminal": testTerminal, "Background": testBackground, "SlowWriter": testSlowWriter,
 		"Concurrent": testConcurrent, "Isolation": testIsolation, "Memory": testMemory, "Processes": testProcesses, "Disk": testDisk,
-		"Files": testFiles, "HostilePaths": testHostilePaths, "Tar": testTar, "TarHostile": testTarHostile,
+		"Files": testFiles, "HostilePaths": testHostilePaths, "Tar": testTar, "TarHostile": testTarHostile, "TarBack": testTarBack,
+		"KernelFiles": testKernelFiles, "Unwatched": testUnwatched,
 		"Tree": testTree, "Spec": testSpec, "LifeCycle": testLifeCycle, "Cancelled": testCancelled, "Usage": testUsage,
 		"Privileges": testPrivileges, "Signals": testSignals, "LimitsShown": testLimitsShown, "SetID": testSetID, "LoopbackSix": testLoopbackSix,
-		"ProcSys": testProcSys, "TerminalNamed": testTerminalNamed, "Hibernate": testHibernate, "Hibernated": testHibernated, "HibernateBusy": testHibernateBusy,
+		"ProcSys": testProcSys, "Hibernate": testHibernate, "Hibernated": testHibernated, "HibernateBusy": testHibernateBusy,
 		"Revive": testRevive,
 	} {
 		t.Run(name, func(t *testing.T) { t.Parallel(); test(t, s) })

@@ -237,6 +237,13 @@ func testFileTools(t *testing.T, s *toolSuite) {
 	s.want(t, id, tool{name: "read", input: map[string]any{"file_path": "big"}},
 		"read: big is 300000 bytes, exceeds 262144-byte limit. Use the view_range parameter to read specific line ranges, e.g. view_range: [1, 500].", true)
 	s.want(t, id, tool{name: "write", input: map[string]any{"file_path": "a", "content": "x"}}, "write a: file exists", true)
+	got := s.watch(t, id, "/workspace/a", func() {
+		s.want(t, id, tool{name: "write", input: map[string]any{"file_path": "a/c.txt", "content": "old"}}, "wrote 3 bytes to a/c.txt", false)
+		s.want(t, id, tool{name: "edit", input: map[string]any{"file_path": "a/c.txt", "old_string": "old", "new_string": "new"}}, "edited a/c.txt (1 replacement(s))", false)
+	})
+	if got != "c.txt\nc.txt\n" {
+		t.Errorf("seen while a file was written and edited: %q", got)
+	}
 }
 
 func testToolPaths(t *testing.T, s *toolSuite) {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"github.com/atoll-run/atoll/internal/sandbox/gvisor/guest/tools"
 	"github.com/atoll-run/atoll/internal/sandbox/gvisor/guest/wire"
 )
 
@@ -34,17 +35,44 @@ func readPath(path string, out *bufio.Writer) error {
 		return wire.WriteHead(out, answer(errKind))
 	}
 	head := wire.Head{Path: path, Dir: info.IsDir(), Mode: unixMode(info.Mode()), Mtime: info.ModTime()}
-	if info.Mode().IsRegular() {
-		head.Size = info.Size()
+	if info.IsDir() {
+		if err := wire.WriteHead(out, head); err != nil {
+			return err
+		}
+		return tarTree(path, out)
 	}
+	begin, size, err := measure(f, info.Size())
+	if err != nil {
+		return wire.WriteHead(out, answer(err))
+	}
+	head.Size, head.Unsized = max(size, 0), size < 0
 	if err := wire.WriteHead(out, head); err != nil {
 		return err
 	}
-	if info.IsDir() {
-		return tarTree(path, out)
+	if _, err := out.Write(begin); err != nil || size == int64(len(begin)) {
+		return err
 	}
 	_, err = io.Copy(out, f)
 	return err
+}
+
+// measured is how much of a file is read before its size is told.
+const measured = 64 << 10
+
+// measure reads the beginning of a file and finds its size: what was read if that
+// is all, whatever the file system says (files of /proc and /sys have a size of 0
+// or of a page); -1 if the file system says less than was read already.
+func measure(f io.Reader, told int64) (begin []byte, size int64, err error) {
+	begin, err = io.ReadAll(io.LimitReader(f, measured))
+	switch {
+	case err != nil:
+		return nil, 0, err
+	case len(begin) < measured:
+		return begin, int64(len(begin)), nil
+	case told < measured:
+		return begin, -1, nil
+	}
+	return begin, told, nil
 }
 
 // unixMode is the permission bits of m with set-id and sticky, as in chmod.
@@ -59,8 +87,8 @@ func unixMode(m fs.FileMode) uint32 {
 }
 
 // writeFile replaces path by what in holds, all or nothing.
-func writeFile(path string, mode fs.FileMode, in io.Reader) (err error) {
-	path, err = resolve(path)
+func writeFile(path string, mode fs.FileMode, in io.Reader) error {
+	path, err := resolve(path)
 	if err != nil {
 		return err
 	}
@@ -77,30 +105,7 @@ func writeFile(path string, mode fs.FileMode, in io.Reader) (err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return notMissing(err)
 	}
-	temp, err := os.CreateTemp(filepath.Dir(path), ".atoll-*")
-	if err != nil {
-		return notMissing(err)
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(temp.Name())
-		}
-	}()
-	_, err = io.Copy(temp, in)
-	if old != nil {
-		mode = old.Mode()
-		if owner, ok := old.Sys().(*syscall.Stat_t); ok && err == nil {
-			err = temp.Chown(int(owner.Uid), int(owner.Gid))
-		}
-	}
-	err = errors.Join(err, temp.Chmod(mode))
-	if cerr := temp.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		return notMissing(err)
-	}
-	return notMissing(os.Rename(temp.Name(), path))
+	return notMissing(tools.ReplaceFile(tools.StagingDir, path, mode, in))
 }
 
 // resolve follows links in the last element of path, so that a write through a

@@ -6,7 +6,7 @@
 //	guest init PIDS MEMORY  set limits, then reap orphans for ever
 //	guest read PATH         head line, then the file or a tar of the directory
 //	guest write PATH MODE   chunks on standard input replace the file; head line
-//	guest untar PATH        chunks of a tar stream on standard input; head line
+//	guest untar PATH        chunks of a tar stream, also of gzip or zstd, on standard input; head line
 //	guest remove PATH       head line
 //	guest quiesce           kill everything else, write everything back
 //	guest call              hand a tool call on standard input to the daemon
@@ -80,7 +80,7 @@ func run(verb, path string, rest []string, out *bufio.Writer) error {
 		}
 		return wire.WriteHead(out, answer(writeFile(path, os.FileMode(mode).Perm(), in)))
 	case "untar":
-		return wire.WriteHead(out, answer(untar(path, in)))
+		return wire.WriteHead(out, answer(unpackInto(path, in)))
 	case "remove":
 		return wire.WriteHead(out, answer(remove(path)))
 	}

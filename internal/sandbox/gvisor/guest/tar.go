@@ -2,14 +2,18 @@ package main
 
 import (
 	"archive/tar"
+	"bufio"
+	"bytes"
+	"compress/gzip"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"strings"
+
+	"github.com/klauspost/compress/zstd"
 )
 
 // tarTree writes the content of a directory as a tar stream: directories,
@@ -73,16 +77,59 @@ func tarEntry(root *os.Root, name string, w *tar.Writer) error {
 		return err
 	}
 	defer f.Close()
+	begin, size, err := measure(f, info.Size())
+	if err != nil {
+		return err
+	}
+	if size < 0 { // an archive says the size first
+		size = int64(len(begin))
+	}
+	head.Size = size
 	if err := w.WriteHeader(head); err != nil {
 		return err
 	}
-	// A file that grows is cut; one that shrinks breaks the stream, visibly.
-	_, err = io.CopyN(w, f, info.Size())
+	// A file that grows is cut; a long one that shrinks breaks the stream, visibly.
+	_, err = io.CopyN(w, io.MultiReader(bytes.NewReader(begin), f), size)
 	return err
 }
 
-// untar unpacks a tar stream into dir. Entries and links that leave dir and
-// kinds other than files, directories and links are refused.
+// unpackInto unpacks an archive into dir: a tar stream, plain or compressed by
+// gzip or zstd, which its first bytes tell.
+func unpackInto(dir string, in io.Reader) error {
+	buffered := bufio.NewReaderSize(in, 64<<10)
+	plain := io.Reader(buffered)
+	switch begin, _ := buffered.Peek(4); {
+	case bytes.HasPrefix(begin, []byte{0x1f, 0x8b}):
+		unzip, err := gzip.NewReader(buffered)
+		if err != nil {
+			return fmt.Errorf("reading the archive: %s", err)
+		}
+		plain = unzip
+	case bytes.HasPrefix(begin, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+		unzip, err := zstd.NewReader(buffered, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxWindow))
+		if err != nil {
+			return fmt.Errorf("reading the archive: %s", err)
+		}
+		defer unzip.Close()
+		plain = unzip
+	}
+	if err := untar(dir, plain); err != nil {
+		return err
+	}
+	if _, err := io.Copy(io.Discard, buffered); err != nil { // up to the end mark
+		return fmt.Errorf("reading the archive: %s", err)
+	}
+	return nil
+}
+
+// maxWindow is the most memory in bytes that the decoder of zstd takes; archives
+// made with --ultra --long=31 do not fit.
+const maxWindow = 128 << 20
+
+// untar unpacks a tar stream into dir. An entry whose path leaves dir, by itself
+// or through a link, and kinds other than files, directories and links are
+// refused, also a hard link to what is outside. Symbolic links are made as they
+// are: what they name is the sandbox's own business.
 func untar(dir string, in io.Reader) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return notMissing(err)
@@ -109,7 +156,7 @@ func untar(dir string, in io.Reader) error {
 			dirs = append(dirs, head)
 		}
 	}
-	if _, err := io.Copy(io.Discard, in); err != nil { // up to the end mark
+	if _, err := io.Copy(io.Discard, in); err != nil { // padding; a checksum behind it
 		return fmt.Errorf("reading the archive: %s", err)
 	}
 	for i := len(dirs) - 1; i >= 0; i-- { // times of directories last: filling them changes them
@@ -146,17 +193,13 @@ func unpack(root *os.Root, head *tar.Header, r io.Reader) error {
 			return err
 		}
 		return root.Chmod(name, mode)
-	case tar.TypeReg:
+	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:
 		return unpackFile(root, name, mode, head, r)
 	case tar.TypeSymlink:
-		target := head.Linkname
-		if path.IsAbs(target) || !filepath.IsLocal(path.Join(path.Dir(name), target)) {
-			return fmt.Errorf("link %w", errLeaves)
-		}
 		if err := makeRoom(root, name); err != nil {
 			return err
 		}
-		return root.Symlink(target, name)
+		return root.Symlink(head.Linkname, name)
 	case tar.TypeLink:
 		target := filepath.Clean(head.Linkname)
 		if !filepath.IsLocal(target) {

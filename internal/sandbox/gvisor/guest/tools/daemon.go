@@ -213,7 +213,7 @@ func (d *daemon) execute(ctx context.Context, req wire.ToolRequest) wire.ToolRep
 	case req.Name == "bash":
 		r = d.shell.run(ctx, req)
 	case f != nil:
-		r = runStateless(ctx, req, f)
+		r = runStateless(ctx, req, StagingDir, f)
 	default:
 		r = fail("%.100q: there is no such tool", req.Name)
 	}

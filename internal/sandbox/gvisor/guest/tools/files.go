@@ -134,7 +134,7 @@ func write(_ context.Context, p place, input []byte) result {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fail("write %s: mkdir: %s", in.FilePath, reason(err))
 	}
-	if err := replaceFile(path, in.Content); err != nil {
+	if err := ReplaceFile(p.staging, path, 0o600, strings.NewReader(in.Content)); err != nil {
 		return fail("write %s: %s", in.FilePath, reason(err))
 	}
 	return say("wrote %d bytes to %s", len(in.Content), in.FilePath)
@@ -181,37 +181,8 @@ func edit(_ context.Context, p place, input []byte) result {
 	case count > 1 && !in.ReplaceAll:
 		return fail("edit: old_string appears %d times in %s (must be unique)", count, in.FilePath)
 	}
-	if err := replaceFile(path, strings.ReplaceAll(content, in.OldString, in.NewString)); err != nil {
+	if err := ReplaceFile(p.staging, path, 0o600, strings.NewReader(strings.ReplaceAll(content, in.OldString, in.NewString))); err != nil {
 		return fail("edit %s: %s", in.FilePath, reason(err))
 	}
 	return say("edited %s (%d replacement(s))", in.FilePath, count)
-}
-
-// replaceFile replaces a file at once; it keeps the mode of the old one. A
-// directory is in the way.
-func replaceFile(path, content string) (err error) {
-	mode := os.FileMode(0o600)
-	if info, err := os.Stat(path); err == nil {
-		mode = info.Mode().Perm()
-	}
-	temp, err := os.CreateTemp(filepath.Dir(path), ".atoll-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(temp.Name())
-		}
-	}()
-	_, err = temp.WriteString(content)
-	if err == nil {
-		err = temp.Chmod(mode)
-	}
-	if cerr := temp.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		return err
-	}
-	return os.Rename(temp.Name(), path)
 }

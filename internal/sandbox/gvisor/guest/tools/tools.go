@@ -52,9 +52,10 @@ func fail(format string, args ...any) result { return result{fmt.Sprintf(format,
 // place is where the file tools of one call may go, and the environment of the
 // programs it starts.
 type place struct {
-	dir   string
-	roots []string
-	env   []string
+	dir     string
+	roots   []string
+	env     []string
+	staging string // for ReplaceFile
 }
 
 // toolFunc runs one of the tools that hold no state.
@@ -77,9 +78,9 @@ func stateless(name string) toolFunc {
 	return nil
 }
 
-// runStateless runs a tool within its time. A tool that blocks in the kernel is
+// runStateless runs a tool within its time; staging is ReplaceFile's. A tool that blocks in the kernel is
 // left to itself.
-func runStateless(ctx context.Context, req wire.ToolRequest, f toolFunc) result {
+func runStateless(ctx context.Context, req wire.ToolRequest, staging string, f toolFunc) result {
 	timeout := defaultTimeout
 	if req.TimeoutMS > 0 {
 		timeout = min(time.Duration(req.TimeoutMS)*time.Millisecond, maxTimeout)
@@ -87,7 +88,9 @@ func runStateless(ctx context.Context, req wire.ToolRequest, f toolFunc) result 
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	done := make(chan result, 1)
-	go func() { done <- f(ctx, place{dir: req.Dir, roots: req.Roots, env: req.Env}, req.Input) }()
+	go func() {
+		done <- f(ctx, place{dir: req.Dir, roots: req.Roots, env: req.Env, staging: staging}, req.Input)
+	}()
 	select {
 	case r := <-done:
 		if ctx.Err() == nil {

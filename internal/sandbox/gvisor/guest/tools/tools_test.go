@@ -18,7 +18,7 @@ func try(t *testing.T, dir, name string, input map[string]any) result {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return runStateless(t.Context(), wire.ToolRequest{Name: name, Input: raw, Dir: dir}, stateless(name))
+	return runStateless(t.Context(), wire.ToolRequest{Name: name, Input: raw, Dir: dir}, "", stateless(name))
 }
 
 func TestReadRanges(t *testing.T) {
@@ -57,7 +57,7 @@ func TestReadRanges(t *testing.T) {
 	}
 	for input, want := range map[string]string{`{}`: "read: file_path is required", `{"file_path":"x","view_range":[1]}`: "read: view_range must be [start_line, end_line]",
 		`{"file_path":7}`: "invalid read input: ", `[]`: "invalid read input: "} {
-		if got := runStateless(t.Context(), wire.ToolRequest{Name: "read", Input: []byte(input), Dir: dir}, read); !got.isError || !strings.HasPrefix(got.text, want) {
+		if got := runStateless(t.Context(), wire.ToolRequest{Name: "read", Input: []byte(input), Dir: dir}, "", read); !got.isError || !strings.HasPrefix(got.text, want) {
 			t.Errorf("%s: %+v", input, got)
 		}
 	}

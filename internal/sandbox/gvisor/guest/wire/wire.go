@@ -28,13 +28,16 @@ const (
 // Head is the guest's answer to one request: a line of JSON, followed for a
 // read by the content. A Kind other than KindNone says the request failed.
 type Head struct {
-	Kind  string    `json:"kind,omitempty"`
-	Text  string    `json:"text,omitempty"`
-	Path  string    `json:"path,omitempty"`
-	Dir   bool      `json:"dir,omitempty"`
-	Size  int64     `json:"size,omitempty"`
-	Mode  uint32    `json:"mode,omitempty"`
-	Mtime time.Time `json:"mtime,omitzero"`
+	Kind string `json:"kind,omitempty"`
+	Text string `json:"text,omitempty"`
+	Path string `json:"path,omitempty"`
+	Dir  bool   `json:"dir,omitempty"`
+	// Size is that of a file in bytes. With Unsized it is 0: the size is known at
+	// the end of the content only, as with long files of /proc.
+	Size    int64     `json:"size,omitempty"`
+	Unsized bool      `json:"unsized,omitempty"`
+	Mode    uint32    `json:"mode,omitempty"`
+	Mtime   time.Time `json:"mtime,omitzero"`
 }
 
 // WriteHead writes h as one line.

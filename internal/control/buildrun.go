@@ -18,6 +18,7 @@ const keptLines = 5000
 // the package layers. Many wait for it, and a person may watch it.
 type buildRun struct {
 	key         runKey
+	workspace   string // of the environment
 	environment string
 	wish        wish
 	wanted      string // the wish's hash
@@ -40,8 +41,8 @@ type buildRun struct {
 	final   *image.Status // the layers' last status
 }
 
-func newBuildRun(ctx context.Context, environment string, w wish) *buildRun {
-	r := &buildRun{key: runKey{environment, w.hash()}, environment: environment, wish: w, wanted: w.hash(), began: time.Now().UTC(),
+func newBuildRun(ctx context.Context, workspace, environment string, w wish) *buildRun {
+	r := &buildRun{key: runKey{environment, w.hash()}, workspace: workspace, environment: environment, wish: w, wanted: w.hash(), began: time.Now().UTC(),
 		done: make(chan struct{}), changed: make(chan struct{})}
 	r.ctx, r.cancel = context.WithCancel(ctx)
 	return r

@@ -155,6 +155,7 @@ func (b *Builds) Changed(rec EnvironmentRecord) {
 		return
 	}
 	b.abandon(rec.ID, w.hash())
+	workspace := rec.Workspace
 	b.work.Go(func() {
 		rec, err := b.recordOf(b.ctx, rec.ID)
 		if err == nil {
@@ -164,7 +165,7 @@ func (b *Builds) Changed(rec EnvironmentRecord) {
 				return // built before, and nothing changed that a build depends on
 			}
 		}
-		b.start(rec.Environment, w, startOptions{})
+		b.start(workspace, rec.Environment, w, startOptions{})
 	})
 }
 
@@ -196,7 +197,7 @@ func (b *Builds) Root(ctx context.Context, environment string, config *api.Cloud
 		if err := b.paused(rec, w); err != nil {
 			return Root{}, func() {}, err
 		}
-		run := b.start(environment, w, startOptions{automatic: true, waits: true})
+		run := b.start(workspace, environment, w, startOptions{automatic: true, waits: true})
 		root, err := run.wait(ctx)
 		b.leave(run)
 		if err != nil {

@@ -24,10 +24,10 @@ type startOptions struct {
 
 // start joins the environment's run for this wish or begins one. A fresh run
 // takes the place of one that is under way.
-func (b *Builds) start(environment string, w wish, o startOptions) *buildRun {
+func (b *Builds) start(workspace, environment string, w wish, o startOptions) *buildRun {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	run := newBuildRun(b.ctx, environment, w)
+	run := newBuildRun(b.ctx, workspace, environment, w)
 	if under := b.runs[run.key]; under != nil && !under.ended() && under.ctx.Err() == nil {
 		if o.fresh {
 			b.orphan(under)
@@ -137,7 +137,8 @@ func (b *Builds) make(run *buildRun, o startOptions) (Root, func(), error) {
 	if run.wish.Packages.Empty() {
 		return root, func() {}, nil
 	}
-	layers, err := b.builder.Start(image.Request{Base: base, Packages: run.wish.Packages, Generation: run.wish.Epoch, Fresh: o.fresh, Automatic: o.automatic})
+	layers, err := b.builder.Start(image.Request{Base: base, Packages: run.wish.Packages,
+		Owner: image.Owner{Workspace: run.workspace, Environment: run.environment}, Generation: run.wish.Epoch, Fresh: o.fresh, Automatic: o.automatic})
 	if err != nil {
 		return Root{}, func() {}, fmt.Errorf("starting the build: %w", err)
 	}

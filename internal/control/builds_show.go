@@ -41,7 +41,7 @@ func (s *Sandboxes) Rebuild(ctx context.Context, caller Caller, environment stri
 	if err != nil {
 		return api.Build{}, err
 	}
-	run := s.builds.start(rec.ID, w, startOptions{fresh: true})
+	run := s.builds.start(rec.Workspace, rec.ID, w, startOptions{fresh: true})
 	return run.status(), nil
 }
 

@@ -18,9 +18,12 @@ type BuilderConfig struct {
 	LayersDir string
 	// OpenBox opens a builder sandbox. Required.
 	OpenBox OpenBox
-	// MaxParallel bounds the installs that run at once. Zero means half the
-	// processors, at least 1.
+	// MaxParallel bounds the installs that are in their first Turn at the same
+	// time; a workspace in which none runs starts one all the same. Zero means
+	// half the processors, at least 1.
 	MaxParallel int
+	// Turn is how long an install keeps others waiting. Zero means 15 seconds.
+	Turn time.Duration
 	// ManagerTimeout bounds one manager's install with all its attempts. Zero
 	// means 10 minutes.
 	ManagerTimeout time.Duration
@@ -51,7 +54,7 @@ type BuilderConfig struct {
 type Builder struct {
 	cfg   BuilderConfig
 	store *Store
-	slots chan struct{}
+	queue *queue
 	life  context.Context
 	stop  context.CancelFunc
 	wg    sync.WaitGroup
@@ -79,6 +82,9 @@ func NewBuilder(cfg BuilderConfig) (*Builder, error) {
 	if cfg.MaxParallel <= 0 {
 		cfg.MaxParallel = max(1, runtime.NumCPU()/2)
 	}
+	if cfg.Turn <= 0 {
+		cfg.Turn = 15 * time.Second
+	}
 	if cfg.ManagerTimeout <= 0 {
 		cfg.ManagerTimeout = 10 * time.Minute
 	}
@@ -102,7 +108,7 @@ func NewBuilder(cfg BuilderConfig) (*Builder, error) {
 		return nil, err
 	}
 	store.reserve = cfg.Reserve
-	b := &Builder{cfg: cfg, store: store, slots: make(chan struct{}, cfg.MaxParallel),
+	b := &Builder{cfg: cfg, store: store, queue: newQueue(cfg.MaxParallel, cfg.Turn),
 		jobs: map[string]*job{}, failed: map[string]*failedBefore{}, listings: map[string][]installed{}}
 	b.life, b.stop = context.WithCancel(context.Background())
 	return b, nil
@@ -164,6 +170,9 @@ func (b *Builder) Prune(ctx context.Context, inUse func() (map[string]bool, erro
 type Request struct {
 	Base     *Base
 	Packages Packages
+	// Owner is for whom the build is made; builds of other owners do not wait
+	// for it longer than a turn.
+	Owner Owner
 	// Generation is part of the keys of all layers: a request never gets one
 	// that was made for another generation. 0 is that of all layers of versions
 	// which had none.
@@ -259,6 +268,7 @@ func (b *Builder) attach(r *Run, s Step, below []*Layer) (*Layer, *job, error) {
 			return nil, j, errStopping
 		}
 		j.interest++
+		b.queue.join(j.place, r.req.Owner)
 		return nil, j, nil
 	}
 	if b.store.pin(s.Key) {
@@ -276,6 +286,7 @@ func (b *Builder) attach(r *Run, s Step, below []*Layer) (*Layer, *job, error) {
 		return nil, nil, errors.New("image: the builder is closed")
 	}
 	j := newJob(b, r.req.Base, s, below)
+	j.place.owners = []Owner{r.req.Owner}
 	b.jobs[s.Key] = j
 	b.wg.Go(j.run)
 	return nil, j, nil

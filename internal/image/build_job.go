@@ -26,7 +26,8 @@ type job struct {
 	log    Log
 	ctx    context.Context
 	cancel context.CancelFunc
-	began  chan struct{} // closed when it has a slot
+	began  chan struct{} // closed when it starts for the first time
+	place  *place        // in the builder's queue
 	done   chan struct{} // closed when layer or failure is set
 
 	interest int // runs that want the outcome; the builder's mu guards it
@@ -41,7 +42,7 @@ type job struct {
 
 func newJob(b *Builder, base *Base, s Step, below []*Layer) *job {
 	j := &job{b: b, base: base, step: s, below: append([]*Layer(nil), below...), interest: 1,
-		began: make(chan struct{}), done: make(chan struct{})}
+		began: make(chan struct{}), place: &place{}, done: make(chan struct{})}
 	for _, e := range s.Entries {
 		parsed, _ := parseSpec(s.Manager, e) // checked at Start
 		j.specs = append(j.specs, parsed)
@@ -54,7 +55,19 @@ func (j *job) say(text string) {
 	j.log.add(Line{Time: j.b.cfg.Now(), Manager: j.step.Manager, Text: text})
 }
 
-// run waits for a slot, tries until there is an outcome, and settles it.
+// pause waits before another attempt, and then for a place again: meanwhile
+// others install. It reports whether ctx has not ended.
+func (j *job) pause(ctx context.Context, length time.Duration) bool {
+	j.b.queue.leave(j.place)
+	select {
+	case <-time.After(length):
+		return j.b.queue.enter(ctx, j.place) == nil
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// run waits for its place in the queue, tries until there is an outcome, and settles it.
 func (j *job) run() {
 	defer j.cancel()
 	for _, l := range j.below {
@@ -76,15 +89,13 @@ func (j *job) run() {
 }
 
 func (j *job) tries() {
-	select {
-	case j.b.slots <- struct{}{}:
-		defer func() { <-j.b.slots }()
-	case <-j.ctx.Done():
+	err := j.b.queue.enter(j.ctx, j.place)
+	defer j.b.queue.leave(j.place)
+	close(j.began)
+	if err != nil {
 		j.failure = cancelled(j.step.Manager)
-		close(j.began)
 		return
 	}
-	close(j.began)
 	ctx, cancel := context.WithTimeout(j.ctx, j.b.cfg.ManagerTimeout)
 	defer cancel()
 	start := j.b.cfg.Now()
@@ -112,9 +123,7 @@ func (j *job) tries() {
 		pause := j.b.cfg.Backoff[j.attempts-1]
 		pause += time.Duration((rand.Float64() - 0.5) / 2 * float64(pause))
 		j.say(fmt.Sprintf("attempt %d: %s; trying again in %.1f s", j.attempts, failure.Message, pause.Seconds()))
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
+		if !j.pause(ctx, pause) {
 			if j.ctx.Err() != nil {
 				j.failure = cancelled(j.step.Manager)
 			}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -53,12 +54,31 @@ func (e *Engine) watchGrowth(ctx context.Context) {
 		}
 		e.ledger.mu.Lock()
 		_, err := e.balance(ctx)
+		bounded := slices.Collect(maps.Keys(e.ledger.bounded))
 		e.ledger.mu.Unlock()
+		for _, id := range bounded {
+			err = errors.Join(err, gone(flush(e.place(id).disk())))
+		}
 		if err != nil && !failing && ctx.Err() == nil {
 			e.log.ErrorContext(ctx, "limiting how disks grow", "error", err)
 		}
 		failing = err != nil
 	}
+}
+
+// flush writes to the host what a disk holds in memory. A sandbox's own sync does
+// not (its overlay is volatile), so it could wait for half a minute, and somebody
+// else take the room that it needs.
+func flush(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Syncfs(int(f.Fd())); err != nil {
+		return fmt.Errorf("writing back %s: %w", dir, err)
+	}
+	return nil
 }
 
 // balanceNow is balance for a disk that was mounted just now: it has its limit

@@ -224,7 +224,9 @@ func TestDiskOvercommit(t *testing.T) {
 	if free := g.hostFree(); free < reserve/2 {
 		t.Errorf("%d MiB are free on the host; %d are to be kept", free>>20, reserve>>20)
 	}
-	// Somebody else takes what is left, all but a little.
+	// Somebody else takes what is left, all but a little. Until then the reserve
+	// has held what was still on its way to the host.
+	unix.Sync()
 	stranger := filepath.Join(g.dir, "stranger")
 	if out, err := exec.Command("fallocate", "-l", strconv.FormatInt((g.hostFree()-32<<20)>>20, 10)+"M", stranger).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)

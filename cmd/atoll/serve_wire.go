@@ -93,7 +93,9 @@ func (w *wiring) openStore(ctx context.Context) (err error) {
 }
 
 func (w *wiring) openEngine(context.Context) (err error) {
-	w.engine, err = gvisor.New(w.cfg.engineConfig(w.log))
+	config := w.cfg.engineConfig(w.log)
+	config.Descriptors = w.budgets.descriptors
+	w.engine, err = gvisor.New(config)
 	if err != nil {
 		return fmt.Errorf("opening the sandbox engine: %w", err)
 	}
@@ -110,6 +112,7 @@ func (w *wiring) openNetwork(context.Context) error {
 		return err
 	}
 	config.Dir, config.Logger, config.PoolSize = filepath.Join(w.cfg.Data, "networks"), w.log, pooledNetworks
+	config.Descriptors = w.budgets.descriptors
 	w.network, err = egress.New(config)
 	if err != nil {
 		return fmt.Errorf("opening the network gateway: %w", err)

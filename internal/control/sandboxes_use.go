@@ -203,6 +203,10 @@ func sandboxFault(ctx context.Context, err error) error {
 		return &Fault{Kind: NotFound, Message: err.Error(), Cause: err}
 	case errors.Is(err, sandbox.ErrCapacity):
 		return capacityFault(err)
+	case errors.Is(err, egress.ErrDescriptors):
+		return &Fault{Kind: Unavailable, Message: "The server has no capacity for another sandbox: " + egress.ErrDescriptors.Error(), Cause: err}
+	case errors.Is(err, sandbox.ErrTooMany):
+		return &Fault{Kind: RateLimited, Message: "The session has no room for this: " + sandbox.ErrTooMany.Error(), Cause: err}
 	case errors.Is(err, context.Canceled) && ctx.Err() == nil:
 		return &Fault{Kind: Unavailable, Message: "The server is shutting down.", Cause: err}
 	}

@@ -331,7 +331,7 @@ func (g *Gateway) addClient(c *clientConn) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	all := g.clients[c.client.ID]
-	if g.closed || len(all) >= maxClients {
+	if g.closed || len(all) >= maxClients || !g.config.Descriptors.Take(c.client.ID, clientDescriptors) {
 		return false
 	}
 	if all == nil {
@@ -345,6 +345,10 @@ func (g *Gateway) addClient(c *clientConn) bool {
 func (g *Gateway) dropClient(c *clientConn) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if !g.clients[c.client.ID][c] {
+		return // it was dropped before
+	}
+	g.config.Descriptors.Give(c.client.ID, clientDescriptors)
 	delete(g.clients[c.client.ID], c)
 	if len(g.clients[c.client.ID]) == 0 {
 		delete(g.clients, c.client.ID)

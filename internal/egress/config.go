@@ -34,6 +34,10 @@ type Config struct {
 	// PoolSize is how many networks are made ahead. Zero: none, each is made
 	// when it is asked for.
 	PoolSize int
+	// Descriptors are asked before anything is opened for a network, with its id
+	// for the holder; what finds none is refused as beyond the session's limits.
+	// Nil means that there are enough.
+	Descriptors Descriptors
 	// Limits of each session.
 	Limits Limits
 	// Now is the clock that records are stamped by; nil means time.Now. Its times

@@ -144,6 +144,11 @@ func (s *slot) lookUp(q recordQuestion, resolver RecordResolver, limit int) (rep
 	default:
 		return q.reply(dnsmessage.RCodeServerFailure, nil, limit)
 	}
+	descriptors, id := s.gateway.config.Descriptors, s.state.Load().id // asksAnew has seen a state
+	if !descriptors.Take(id, lookupDescriptors) {
+		return q.reply(dnsmessage.RCodeServerFailure, nil, limit)
+	}
+	defer descriptors.Give(id, lookupDescriptors)
 	ctx, cancel := context.WithTimeout(s.ctx, s.gateway.config.Limits.Resolve)
 	defer cancel()
 	records, err := s.publicRecords(ctx, resolver, q)

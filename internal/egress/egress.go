@@ -35,6 +35,8 @@ var (
 	ErrExists = errors.New("network exists already")
 	// ErrSuspended: the network has no namespaces; Resume gives it new ones.
 	ErrSuspended = errors.New("network is suspended")
+	// ErrDescriptors: what is open leaves no descriptors for another network.
+	ErrDescriptors = errors.New("no descriptors are left for another network")
 	// ErrClosed: the gateway was shut down.
 	ErrClosed = errors.New("gateway is shut down")
 )

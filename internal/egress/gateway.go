@@ -53,6 +53,9 @@ func (s *spare) close() {
 // there stay closed until Reopen or Close is called for them.
 func New(c Config) (*Gateway, error) {
 	c.Limits = c.Limits.withDefaults()
+	if c.Descriptors == nil {
+		c.Descriptors = plenty{}
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -166,13 +169,18 @@ func (g *Gateway) live(id string) *slot {
 	return g.slots[id]
 }
 
-// keep makes s the network of id, unless the gateway was shut down meanwhile.
+// keep makes s the network of id, unless the gateway was shut down meanwhile or
+// there are no descriptors for it.
 func (g *Gateway) keep(id string, s *slot) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {
 		return ErrClosed
 	}
+	if !g.config.Descriptors.Take(id, slotDescriptors) {
+		return fmt.Errorf("network %s: %w", id, ErrDescriptors)
+	}
+	s.holder = id
 	g.slots[id] = s
 	delete(g.idle, id)
 	return nil

@@ -53,6 +53,7 @@ type slot struct {
 	running  sync.WaitGroup
 	relays   bool        // the rules let all UDP through to the relay; install's
 	told     atomic.Bool // Broken has told of it
+	holder   string      // who has slotDescriptors; empty until it is kept; keep sets it before anybody closes the slot
 
 	mu       sync.Mutex // guards what follows
 	flows    map[*flow]bool
@@ -180,6 +181,9 @@ func (s *slot) admit(c *net.TCPConn) {
 	f.host, f.choice = s.decide(f.st, f.dest)
 	full, shut := len(s.flows) >= s.gateway.config.Limits.Connections, s.shut
 	if !full && !shut {
+		full = !s.gateway.config.Descriptors.Take(f.st.id, flowDescriptors)
+	}
+	if !full && !shut {
 		s.flows[f] = true
 		s.running.Add(1)
 	}
@@ -208,6 +212,7 @@ func (s *slot) run(f *flow) {
 		s.mu.Lock()
 		delete(s.flows, f)
 		s.mu.Unlock()
+		s.gateway.config.Descriptors.Give(f.st.id, flowDescriptors)
 	}()
 	f.run()
 }
@@ -215,8 +220,13 @@ func (s *slot) run(f *flow) {
 // admitDNS starts a DNS connection. A few are enough for any resolver.
 func (s *slot) admitDNS(c *net.TCPConn) {
 	const most = 16
+	st := s.state.Load()
+	if st == nil {
+		reset(c)
+		return
+	}
 	s.mu.Lock()
-	ok := s.dnsUp < most && !s.shut
+	ok := s.dnsUp < most && !s.shut && s.gateway.config.Descriptors.Take(st.id, dnsConnDescriptors)
 	if ok {
 		s.dnsUp++
 		s.running.Add(1)
@@ -234,6 +244,7 @@ func (s *slot) admitDNS(c *net.TCPConn) {
 		s.mu.Lock()
 		s.dnsUp--
 		s.mu.Unlock()
+		s.gateway.config.Descriptors.Give(st.id, dnsConnDescriptors)
 	}()
 }
 
@@ -267,6 +278,9 @@ func (s *slot) close() {
 	_ = s.server.Close()
 	s.running.Wait()
 	_ = s.ns.Close() // releases the descriptor whatever it returns
+	if s.holder != "" {
+		s.gateway.config.Descriptors.Give(s.holder, slotDescriptors)
+	}
 	if st := s.state.Load(); st != nil {
 		st.names.close()
 	}

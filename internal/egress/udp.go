@@ -195,6 +195,9 @@ func (s *slot) startUDP(key udpKey) *udpFlow {
 	f.host, f.choice = s.decideUDP(f.st, key.dest)
 	full := len(s.udpFlows) >= s.gateway.config.Limits.UDPFlows
 	ok := !full && !s.shut && f.choice.reason == ReasonOK
+	if ok && !s.gateway.config.Descriptors.Take(f.st.id, udpFlowDescriptors) {
+		ok, full = false, true
+	}
 	if ok {
 		s.udpFlows[key] = f
 		s.running.Add(1)
@@ -223,6 +226,7 @@ func (s *slot) runUDP(f *udpFlow) {
 		delete(s.udpFlows, f.key)
 		s.mu.Unlock()
 		f.close()
+		s.gateway.config.Descriptors.Give(f.st.id, udpFlowDescriptors)
 	}()
 	f.run()
 }

@@ -33,6 +33,9 @@ var (
 	// ErrCapacity: the host has no room for another sandbox. A [CapacityError]
 	// says of what.
 	ErrCapacity = errors.New("no capacity for another sandbox")
+	// ErrTooMany: what the sandbox has open leaves no descriptors of the host for
+	// another program.
+	ErrTooMany = errors.New("too many commands and connections are open in it")
 )
 
 // CapacityError is an ErrCapacity that says what the host is short of.

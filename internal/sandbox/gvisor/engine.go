@@ -62,6 +62,10 @@ type Config struct {
 	// Zero means seven eighths of what the kernel allows (pid_max and threads-max),
 	// or all but 4096 of that if it is more. Negative is an error.
 	MaxTasks int
+	// Descriptors are asked before a program is started, with the sandbox's id for
+	// the holder; a program that finds none is refused with ErrTooMany. Nil means
+	// that there are enough.
+	Descriptors Descriptors
 	// CgroupParent begins the name of the engine's cgroup. Empty means "atoll".
 	CgroupParent string
 	// Debug writes gVisor's log of each sandbox into its directory. It is big.
@@ -108,6 +112,9 @@ func New(config Config) (*Engine, error) {
 	}
 	if os.Geteuid() != 0 {
 		return nil, errors.New("opening sandbox engine: must be root to make mounts and namespaces")
+	}
+	if config.Descriptors == nil {
+		config.Descriptors = plenty{}
 	}
 	if err := checkStatic(); err != nil {
 		return nil, fmt.Errorf("opening sandbox engine: %w", err)

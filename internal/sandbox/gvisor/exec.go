@@ -55,7 +55,12 @@ func (e *Engine) exec(ctx context.Context, id string, b *box, args *control.Exec
 	}
 	args.ContainerID = containerID
 	args.Capabilities = execCapabilities()
+	if !e.config.Descriptors.Take(id, execDescriptors) {
+		return nil, fmt.Errorf("starting program: %w", sandbox.ErrTooMany)
+	}
+	leave := func() { e.config.Descriptors.Give(id, execDescriptors) }
 	if !b.users.enter() {
+		leave()
 		return nil, sandbox.ErrHibernated
 	}
 	proc := &process{engine: e, id: id, box: b, done: make(chan struct{}), released: make(chan struct{})}
@@ -70,6 +75,7 @@ func (e *Engine) exec(ctx context.Context, id string, b *box, args *control.Exec
 	defer closeAll(theirs)
 	if err != nil {
 		b.users.leave()
+		leave()
 		return nil, err
 	}
 	args.FilePayload = control.NewFilePayload(map[int]*os.File{0: theirs[0], 1: theirs[1], 2: theirs[2]}, execFile)
@@ -77,6 +83,7 @@ func (e *Engine) exec(ctx context.Context, id string, b *box, args *control.Exec
 	if err != nil {
 		proc.abandon()
 		b.users.leave()
+		leave()
 		return nil, e.execError(id, args.Argv[0], err)
 	}
 	closeAll(theirs)
@@ -85,6 +92,7 @@ func (e *Engine) exec(ctx context.Context, id string, b *box, args *control.Exec
 	go func() {
 		proc.holds.Wait()
 		b.users.leave()
+		leave()
 		close(proc.released)
 	}()
 	if ctx.Err() != nil { // the caller has left and will not know of it

@@ -45,6 +45,7 @@ type box struct {
 	conf    *config.Config
 	sandbox *gvsandbox.Sandbox
 	users   users
+	held    heldOutputs
 }
 
 // place is where things of a sandbox are.

@@ -50,7 +50,7 @@ func (p *process) openPipes(cmd sandbox.Command) (theirs []*os.File, err error) 
 			return theirs, err
 		}
 		theirs = append(theirs, out)
-		p.outputs = append(p.outputs, newOutput(ours, w))
+		p.outputs = append(p.outputs, newOutput(ours, w, &p.box.held))
 	}
 	return theirs, nil
 }
@@ -73,7 +73,7 @@ func (p *process) openTerminal(cmd sandbox.Command) (theirs []*os.File, err erro
 	}
 	slave := os.NewFile(peer, "terminal")
 	p.terminal = master
-	p.outputs = []*output{newOutput(master, cmd.Stdout)}
+	p.outputs = []*output{newOutput(master, cmd.Stdout, &p.box.held)}
 	if err := setSize(master, *cmd.TTY); err != nil {
 		p.abandon()
 		return []*os.File{slave}, err
@@ -203,17 +203,19 @@ type output struct {
 	from      *os.File
 	to        io.Writer     // nil discards; touched only by run
 	delivered chan struct{} // closed when nothing more will be written to to
+	held      *heldOutputs  // where it is while something holds it open after the program's end
 }
 
-func newOutput(from *os.File, to io.Writer) *output {
-	return &output{from: from, to: to, delivered: make(chan struct{})}
+func newOutput(from *os.File, to io.Writer, held *heldOutputs) *output {
+	return &output{from: from, to: to, delivered: make(chan struct{}), held: held}
 }
 
 // programEnded gives what still comes a little time.
 func (o *output) programEnded() { _ = o.from.SetReadDeadline(time.Now().Add(outputGrace)) }
 
 // run copies until the end of the stream. If a child of the ended program keeps
-// it open, it is read on for nobody, so that the child can write.
+// it open, it is read on for nobody, so that the child can write, until too many
+// are held open.
 func (o *output) run() {
 	defer o.from.Close()
 	buf := make([]byte, 32<<10)
@@ -225,7 +227,9 @@ func (o *output) run() {
 	close(o.delivered)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		_ = o.from.SetReadDeadline(time.Time{})
+		o.held.add(o)
 		_ = o.copy(buf)
+		o.held.remove(o)
 	}
 }
 

@@ -35,8 +35,8 @@ func (q SessionQuery) filter() (SessionFilter, error) {
 	if err := checkVersion("agent_version", q.AgentVersion); err != nil {
 		return f, err
 	}
-	if q.AgentVersion.Set && q.Agent == "" {
-		return f, badField("agent_version", "agent_id is required with it")
+	if q.Agent == "" {
+		f.AgentVersion = 0 // the reference: no effect without agent_id
 	}
 	if q.Order != "" && q.Order != "asc" && q.Order != "desc" {
 		return f, badField("order", "Input should be 'asc' or 'desc'")
@@ -86,6 +86,22 @@ func (s *Service) ListSessions(ctx context.Context, caller Caller, q SessionQuer
 	}
 	if more && from.Back || from.ID != "" && !from.Back {
 		list.PrevPage = at(scope, top.CreatedAt, top.ID, true)
+	}
+	return list, nil
+}
+
+// ListSessionResources lists what was put into a session's sandbox. Sessions
+// cannot have resources yet, so that there is one page, and it is empty.
+func (s *Service) ListSessionResources(ctx context.Context, caller Caller, session string, limit api.Opt[int], page string) (api.List[struct{}], error) {
+	list := api.List[struct{}]{Data: []struct{}{}}
+	if _, err := pageLimit(limit, 1000); err != nil {
+		return list, err
+	}
+	if page != "" {
+		return list, Faultf(Invalid, "invalid page cursor")
+	}
+	if _, err := s.store.Session(ctx, caller.Workspace, session); err != nil {
+		return list, sessionFault(session, err)
 	}
 	return list, nil
 }

@@ -40,6 +40,7 @@ func (s *server) getBuildLog(w http.ResponseWriter, r *http.Request, caller cont
 	if q.err != nil {
 		return q.err
 	}
+	follow = follow && r.Method != http.MethodHead
 	flusher := http.NewResponseController(w)
 	started := false
 	start := func() {

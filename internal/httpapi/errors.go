@@ -81,7 +81,12 @@ func asFault(r *http.Request, err error) (wireError, *control.Fault) {
 }
 
 func (s *server) writeMethodNotAllowed(w http.ResponseWriter, r *http.Request, byMethod methods) {
-	w.Header().Set("Allow", strings.Join(slices.Sorted(maps.Keys(byMethod)), ", "))
+	allowed := slices.Collect(maps.Keys(byMethod))
+	if byMethod[http.MethodGet] != nil {
+		allowed = append(allowed, http.MethodHead)
+	}
+	slices.Sort(allowed)
+	w.Header().Set("Allow", strings.Join(slices.Compact(allowed), ", "))
 	wire := wireError{http.StatusMethodNotAllowed, "invalid_request_error", "invalid_request"}
 	writeFault(w, r, wire, &control.Fault{Message: "Method Not Allowed"})
 }

@@ -26,7 +26,7 @@ func (s *server) sendEvents(w http.ResponseWriter, r *http.Request, caller contr
 func (s *server) listEvents(w http.ResponseWriter, r *http.Request, caller control.Caller) error {
 	q := queryOf(r)
 	ask := control.EventQuery{
-		Limit: q.integer("limit"), Page: q.text("page"), Order: q.text("order"), Types: q.values["types[]"],
+		Limit: q.integer("limit"), Page: q.text("page"), Order: q.text("order"), Types: q.list("types"),
 		CreatedGT: q.moment("created_at[gt]"), CreatedGTE: q.moment("created_at[gte]"),
 		CreatedLT: q.moment("created_at[lt]"), CreatedLTE: q.moment("created_at[lte]"),
 	}
@@ -46,7 +46,7 @@ func (s *server) listThreads(w http.ResponseWriter, r *http.Request, caller cont
 	if q.err != nil {
 		return q.err
 	}
-	list, err := s.service.ListThreads(r.Context(), caller, r.PathValue("id"), limit, q.text("page"), q.values["statuses[]"])
+	list, err := s.service.ListThreads(r.Context(), caller, r.PathValue("id"), limit, q.text("page"), q.list("statuses"))
 	if err != nil {
 		return err
 	}
@@ -86,7 +86,7 @@ func (s *server) streamEvents(w http.ResponseWriter, r *http.Request, caller con
 	if q.err != nil {
 		return q.err
 	}
-	stream, err := s.service.StreamEvents(r.Context(), caller, r.PathValue("id"), q.values["event_deltas[]"])
+	stream, err := s.service.StreamEvents(r.Context(), caller, r.PathValue("id"), q.list("event_deltas"))
 	if err != nil {
 		return err
 	}
@@ -99,7 +99,7 @@ func (s *server) streamThread(w http.ResponseWriter, r *http.Request, caller con
 	if q.err != nil {
 		return q.err
 	}
-	stream, err := s.service.StreamThread(r.Context(), caller, r.PathValue("id"), r.PathValue("thread"), q.values["event_deltas[]"])
+	stream, err := s.service.StreamThread(r.Context(), caller, r.PathValue("id"), r.PathValue("thread"), q.list("event_deltas"))
 	if err != nil {
 		return err
 	}
@@ -161,6 +161,9 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, stream *control.
 	h.Set("X-Accel-Buffering", "no") // proxies that would gather the frames
 	h.Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(http.StatusOK)
+	if r.Method == http.MethodHead {
+		return nil
+	}
 	// A first frame tells clients behind proxies that the stream is open.
 	out.frame("ping", pingData)
 	defer func() { _ = out.ctl.SetWriteDeadline(time.Time{}) }() // the connection may serve other requests

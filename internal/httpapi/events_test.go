@@ -159,6 +159,7 @@ func TestEventPages(t *testing.T) {
 	for query, want := range map[string][]map[string]any{
 		"types[]=user.message":                                        {all[2], all[3], all[4], all[5]},
 		"types[]=user.message&limit=1&order=desc":                     {all[5], all[4], all[3], all[2]},
+		"types=user.message":                                          {all[2], all[3], all[4], all[5]},
 		"types[]=agent.message":                                       nil,
 		"types[]=session.status_running&types[]=user.message&limit=2": {all[0], all[2], all[3], all[4], all[5]},
 		"created_at[gte]=" + at:                                       {all[1], all[2]},

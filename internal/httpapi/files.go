@@ -58,6 +58,9 @@ func (s *server) readFile(w http.ResponseWriter, r *http.Request, caller control
 		}
 	}
 	w.WriteHeader(http.StatusOK)
+	if r.Method == http.MethodHead {
+		return nil
+	}
 	n, err := io.Copy(w, source)
 	if err == nil && !info.Dir && n < info.Size {
 		err = io.ErrUnexpectedEOF // a file that shrank meanwhile

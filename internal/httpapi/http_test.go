@@ -59,7 +59,7 @@ func TestOrderOfChecks(t *testing.T) {
 			t.Errorf("%s %s with %q: %d %s", test.method, test.path, test.key, got.status, got.text)
 		}
 	}
-	if got := r.ask("PUT", "/v1/environments/x", ""); got.header.Get("Allow") != "DELETE, GET, POST" {
+	if got := r.ask("PUT", "/v1/environments/x", ""); got.header.Get("Allow") != "DELETE, GET, HEAD, POST" {
 		t.Errorf("Allow: %q", got.header.Get("Allow"))
 	}
 }

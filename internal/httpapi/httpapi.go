@@ -126,6 +126,7 @@ func (s *server) routes() map[string]methods {
 		"/v1/sessions":                  {"POST": s.createSession, "GET": s.listSessions},
 		"/v1/sessions/{id}":             {"GET": s.getSession, "POST": s.updateSession, "DELETE": s.deleteSession},
 		"/v1/sessions/{id}/archive":     {"POST": s.archiveSession},
+		"/v1/sessions/{id}/resources":   {"GET": s.listResources},
 
 		"/v1/sessions/{id}/events":                   {"POST": s.sendEvents, "GET": s.listEvents},
 		"/v1/sessions/{id}/events/stream":            {"GET": s.streamEvents},
@@ -163,6 +164,9 @@ func (s *server) route(w http.ResponseWriter, r *http.Request) {
 func (s *server) serve(byMethod methods) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		handle, ok := byMethod[r.Method]
+		if !ok && r.Method == http.MethodHead {
+			handle, ok = byMethod[http.MethodGet]
+		}
 		if !ok {
 			s.writeMethodNotAllowed(w, r, byMethod)
 			return

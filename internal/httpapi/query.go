@@ -3,7 +3,9 @@ package httpapi
 import (
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/atoll-run/atoll/api"
@@ -35,6 +37,12 @@ func (q *query) bad(name, reason string) {
 
 func (q *query) text(name string) string { return q.values.Get(name) }
 
+// list is a parameter that may be given several times, as name[] or, by clients
+// that write lists so, as name.
+func (q *query) list(name string) []string {
+	return slices.Concat(q.values[name+"[]"], q.values[name])
+}
+
 func (q *query) integer(name string) api.Opt[int] {
 	if !q.values.Has(name) {
 		return api.Opt[int]{}
@@ -64,7 +72,8 @@ func (q *query) moment(name string) time.Time {
 	if !q.values.Has(name) {
 		return time.Time{}
 	}
-	t, err := time.Parse(time.RFC3339Nano, q.values.Get(name))
+	// RFC 3339, section 5.6: T and Z may be in lower case.
+	t, err := time.Parse(time.RFC3339Nano, strings.ToUpper(q.values.Get(name)))
 	if err != nil || t.Year() < 1970 || t.Year() > 9999 {
 		q.bad(name, "Input should be a valid RFC 3339 datetime")
 	}

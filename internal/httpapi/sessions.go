@@ -24,7 +24,7 @@ func (s *server) listSessions(w http.ResponseWriter, r *http.Request, caller con
 	ask := control.SessionQuery{
 		Limit: q.integer("limit"), Page: q.text("page"), Order: q.text("order"), IncludeArchived: q.boolean("include_archived", false),
 		Agent: q.text("agent_id"), AgentVersion: q.integer("agent_version"),
-		Deployment: q.text("deployment_id"), MemoryStore: q.text("memory_store_id"), Statuses: q.values["statuses[]"],
+		Deployment: q.text("deployment_id"), MemoryStore: q.text("memory_store_id"), Statuses: q.list("statuses"),
 		CreatedGT: q.moment("created_at[gt]"), CreatedGTE: q.moment("created_at[gte]"),
 		CreatedLT: q.moment("created_at[lt]"), CreatedLTE: q.moment("created_at[lte]"),
 	}
@@ -75,4 +75,17 @@ func (s *server) deleteSession(w http.ResponseWriter, r *http.Request, caller co
 		return err
 	}
 	return reply(w, gone)
+}
+
+func (s *server) listResources(w http.ResponseWriter, r *http.Request, caller control.Caller) error {
+	q := queryOf(r)
+	limit := q.integer("limit")
+	if q.err != nil {
+		return q.err
+	}
+	list, err := s.service.ListSessionResources(r.Context(), caller, r.PathValue("id"), limit, q.text("page"))
+	if err != nil {
+		return err
+	}
+	return reply(w, list)
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
+	"net/http"
 	"net/url"
 	"slices"
 	"strings"
@@ -390,6 +392,9 @@ func TestListSessions(t *testing.T) {
 		{url.Values{"created_at[gt]": {times[2]}, "created_at[lt]": {times[5]}, "order": {"asc"}}, pick(made, 3, 4)},
 		{url.Values{"created_at[gte]": {times[2]}, "created_at[lte]": {times[5]}, "order": {"asc"}, "limit": {"1"}}, pick(made, 2, 3, 4, 5)},
 		{url.Values{"created_at[gt]": {times[5]}, "created_at[lt]": {times[2]}}, nil},
+		{url.Values{"created_at[gte]": {strings.ToLower(times[2])}, "created_at[lt]": {strings.ToLower(times[3])}}, pick(made, 2)},
+		{url.Values{"statuses": {"running"}}, pick(made, 1)},
+		{url.Values{"agent_version": {"2"}}, newest}, // no effect without agent_id
 		{url.Values{"deployment_id": {"depl_x"}}, nil},
 		{url.Values{"memory_store_id": {"memstore_x"}}, nil},
 	}
@@ -426,9 +431,63 @@ func TestListSessions(t *testing.T) {
 	if diff := cmp.Diff(pick(made, 0), r.ids("/v1/sessions", url.Values{"include_archived": {"true"}, "statuses[]": {"terminated"}})); diff != "" {
 		t.Error(diff)
 	}
-	for _, bad := range []string{"limit=0", "limit=1001", "order=up", "agent_version=1", "agent_id=x&agent_version=0", "statuses[]=odd", "created_at[gt]=1", "page=page", "include_archived=2"} {
+	for _, bad := range []string{"limit=0", "limit=1001", "order=up", "agent_id=x&agent_version=0", "statuses[]=odd", "statuses=odd", "created_at[gt]=1", "page=page", "include_archived=2"} {
 		if got := r.ask("GET", "/v1/sessions?"+bad, ""); got.status != 400 {
 			t.Errorf("%s: %d %s", bad, got.status, got.text)
+		}
+	}
+}
+
+// TestSessionResources: a session has none yet, which is an empty list and no
+// missing route.
+func TestSessionResources(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	id := r.session("")
+	got := r.must("GET", "/v1/sessions/"+id+"/resources?limit=5", "")
+	if diff := cmp.Diff(map[string]any{"data": []any{}, "next_page": nil}, got.body); diff != "" {
+		t.Error(diff)
+	}
+	for path, status := range map[string]int{
+		"/v1/sessions/sesn_none/resources": 404, "/v1/sessions/" + id + "/resources?limit=0": 400, "/v1/sessions/" + id + "/resources?page=x": 400,
+	} {
+		if got := r.ask("GET", path, ""); got.status != status {
+			t.Errorf("%s: %d %s", path, got.status, got.text)
+		}
+	}
+	if got := r.askAs(r.stranger(), "GET", "/v1/sessions/"+id+"/resources", ""); got.status != 404 {
+		t.Errorf("another workspace: %d %s", got.status, got.text)
+	}
+}
+
+// TestHead: every route that answers GET answers HEAD with the same header and no
+// body, streams included.
+func TestHead(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	id := r.session("")
+	head := func(path string) *http.Response {
+		resp, err := http.DefaultClient.Do(r.request("HEAD", path, nil, "X-Api-Key", key))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if text, err := io.ReadAll(resp.Body); err != nil || len(text) > 0 {
+			t.Errorf("%s: a body: %q, %v", path, text, err)
+		}
+		return resp
+	}
+	for path, contentType := range map[string]string{
+		"/v1/environments": "application/json", "/v1/agents?limit=1": "application/json", "/v1/sessions/" + id: "application/json",
+		"/v1/sessions/" + id + "/events/stream": "text/event-stream", "/healthz": "text/plain; charset=utf-8",
+	} {
+		if got := head(path); got.StatusCode != 200 || got.Header.Get("Content-Type") != contentType {
+			t.Errorf("%s: %s, %s", path, got.Status, got.Header.Get("Content-Type"))
+		}
+	}
+	for path, status := range map[string]int{"/v1/sessions/sesn_none": 404, "/v1/sessions/" + id + "/archive": 405} {
+		if got := head(path); got.StatusCode != status {
+			t.Errorf("%s: %s", path, got.Status)
 		}
 	}
 }

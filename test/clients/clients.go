@@ -17,7 +17,7 @@ import (
 
 // The versions of the TypeScript client, one for each generation.
 const (
-	NPM      = "1.12.0"
+	NPM      = "1.14.0"
 	NPMFirst = "0.120.0"
 )
 

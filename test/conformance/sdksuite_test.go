@@ -40,6 +40,8 @@ var suite = map[string]refusal{
 	"TestBetaSessionDeleteWithOptionalParams":  {},
 	"TestBetaSessionArchiveWithOptionalParams": {},
 
+	"TestBetaSessionResourceListWithOptionalParams": {400, "limit: Input should be greater than or equal to 1"},
+
 	"TestBetaSessionEventListWithOptionalParams":       {400, "limit: Input should be greater than or equal to 1"},
 	"TestBetaSessionEventSendWithOptionalParams":       {},
 	"TestBetaSessionThreadGetWithOptionalParams":       {},
@@ -73,11 +75,11 @@ func TestGoSDKSuites(t *testing.T) {
 				}
 			}
 			for _, name := range names {
-				if reason := deferred(name); reason != "" {
+				want, listed := suite[name]
+				if reason := deferred(name); reason != "" && !listed {
 					t.Logf("%s: not served yet: %s", name, reason)
 					continue
 				}
-				want, listed := suite[name]
 				if !listed {
 					t.Errorf("%s is new upstream: list it", name)
 					continue

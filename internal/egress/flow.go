@@ -31,6 +31,11 @@ type flow struct {
 	choice verdict
 	deny   Reason // what every request of a refused plain-HTTP connection is told
 
+	// asked is the address that told its keys for encrypted hellos; what follows
+	// goes there. The zero value means that none was asked. Only run's goroutine
+	// uses it.
+	asked netip.Addr
+
 	mu     sync.Mutex // guards what follows
 	ended  Reason     // why it was closed from outside, or empty
 	dialed netip.Addr // where its bytes go; zero: not connected, or not any more
@@ -98,6 +103,9 @@ func (f *flow) converse() {
 	case "tls":
 		h, err := f.hello(head)
 		reason, claimed := checkHello(h, err, f.host, f.slot.gateway.guard.rules.Load().allowECH)
+		if reason == ReasonECHPresent && f.decoy(h) {
+			reason = ReasonOK
+		}
 		if reason != ReasonOK {
 			f.record(Record{Protocol: "tls", Reason: reason, ClaimedHost: claimed, ECH: h.ech})
 			f.alert()
@@ -196,6 +204,9 @@ func protocolOf(b []byte) (kind string, sure bool) {
 // dial makes the connection to the host, through the guard.
 func (f *flow) dial() (*net.TCPConn, error) {
 	g := f.slot.gateway.guard
+	if f.asked.IsValid() {
+		return g.dialAny(f.ctx, f.host, []netip.Addr{f.asked}, f.dest.Port())
+	}
 	if !f.host.IsZero() {
 		return g.dial(f.ctx, f.st.answers, f.host, f.dest.Port())
 	}

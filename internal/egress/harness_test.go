@@ -49,8 +49,9 @@ type world struct {
 	exempt   []Exemption
 	cert     tls.Certificate
 	roots    *x509.CertPool
-	release  chan struct{} // lets an answer of /slow go
-	waiting  atomic.Int64  // requests for /never
+	release  chan struct{}              // lets an answer of /slow go
+	waiting  atomic.Int64               // requests for /never
+	tls      atomic.Pointer[tls.Config] // of the upstream on port 443; nil: without encrypted hellos
 
 	mu   sync.Mutex // guards what follows
 	seen []string   // requests and connections, as upstreams saw them
@@ -113,7 +114,7 @@ func newWorld(t testing.TB, hosts ...string) *world {
 	}
 	w.cert, w.roots = certificate(t)
 	handler := http.HandlerFunc(w.serve)
-	for _, l := range []net.Listener{plain, tls.NewListener(secure, &tls.Config{Certificates: []tls.Certificate{w.cert}})} {
+	for _, l := range []net.Listener{plain, tls.NewListener(secure, &tls.Config{Certificates: []tls.Certificate{w.cert}, GetConfigForClient: w.tlsConfig})} {
 		server := &http.Server{Handler: handler, DisableGeneralOptionsHandler: true, ErrorLog: log.New(io.Discard, "", 0)}
 		go func() { _ = server.Serve(l) }()
 		t.Cleanup(func() { _ = server.Close() })
@@ -144,6 +145,9 @@ func (w *world) upstream() []string {
 	w.seen = nil
 	return out
 }
+
+// tlsConfig is what the upstream on port 443 speaks at the moment.
+func (w *world) tlsConfig(*tls.ClientHelloInfo) (*tls.Config, error) { return w.tls.Load(), nil }
 
 func (w *world) serve(rw http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)

@@ -25,9 +25,10 @@ func hidesName(extension uint16) bool {
 
 // hello is what a ClientHello tells.
 type hello struct {
-	sni string
-	ech bool   // carries an encrypted hello or name, of any age, or a decoy that looks like one
-	raw []byte // every byte that was read, to be sent on
+	sni   string
+	ech   bool   // carries an encrypted hello or name, of any age, or a decoy that looks like one
+	draft bool   // carries one of an age that no browser sends as a decoy
+	raw   []byte // every byte that was read, to be sent on
 }
 
 var errHello = errors.New("malformed ClientHello")
@@ -47,6 +48,7 @@ func readHello(r io.Reader, limit int) (hello, error) {
 		GetConfigForClient: func(info *tls.ClientHelloInfo) (*tls.Config, error) {
 			seen, h.sni = true, info.ServerName
 			h.ech = slices.ContainsFunc(info.Extensions, hidesName)
+			h.draft = slices.ContainsFunc(info.Extensions, func(e uint16) bool { return hidesName(e) && e != extensionECH })
 			return nil, errHello // enough; this side never answers
 		},
 	})

@@ -180,7 +180,7 @@ func TestTLS(t *testing.T) {
 	t.Run("E079", func(t *testing.T) { refused(t, withSNI(t, ""), ReasonSNIMissing) })
 	t.Run("E080", func(t *testing.T) { refused(t, withSNI(t, "ok.example.com."), ReasonHelloMalformed) })
 	t.Run("E085", func(t *testing.T) {
-		refused(t, addExtension(withSNI(t, "ok.example.com"), extensionECH, greaseECH()), ReasonECHPresent)
+		refused(t, addExtension(withSNI(t, "ok.example.com"), extensionECH, []byte{1}), ReasonECHPresent)
 	})
 	t.Run("E087", func(t *testing.T) {
 		refused(t, []byte("\x16\x03\x01\x00\x08garbage!"+strings.Repeat("x", 100)), ReasonHelloMalformed)

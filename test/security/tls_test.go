@@ -192,7 +192,7 @@ func tlsNames(t *testing.T, s *stand) {
 	refused("E081", "tls sni_mismatch"+at443+" claims invalid", odd...)
 	refused("E082", "tls hello_malformed"+at443,
 		extended(helloAs(t, ""), 0, nameList("ok.example.com", "no.example.com")), extended(helloAs(t, "ok.example.com"), 0, nameList("ok.example.com")))
-	refused("E085", "tls ech_present"+at443+" ech", extended(helloAs(t, "ok.example.com"), 0xfe0d, greaseECH()), extended(helloAs(t, "ok.example.com"), 0xfe0d, []byte{1}),
+	refused("E085", "tls ech_present"+at443+" ech", extended(helloAs(t, "ok.example.com"), 0xfe0d, []byte{1}),
 		extended(helloAs(t, "ok.example.com"), 0xfe0a, greaseECH()), extended(helloAs(t, "ok.example.com"), 0xffce, greaseECH()))
 	s.try(t, "E078", func(c *attempt) {
 		c.wantAlert(c.do(wire.Request{Op: "talk", Address: "198.18.0.1:443", TLS: tlsAs("ok.example.com")}))

@@ -77,6 +77,7 @@ type server struct {
 	URL  string
 	args []string
 	env  []string
+	wrap []string // a program that starts the server in its place, with its arguments; empty: none
 
 	cmd  *exec.Cmd
 	logf *os.File
@@ -86,14 +87,20 @@ type server struct {
 // newServer prepares a server on its own data directory and starts it. The
 // configuration is YAML, or empty.
 func newServer(t *testing.T, config string) *server {
+	return newServerIn(t, "", config)
+}
+
+// newServerIn is newServer with a data directory in a directory, empty for the
+// usual one, and with a program that starts the server in its place.
+func newServerIn(t *testing.T, dir, config string, wrap ...string) *server {
 	t.Helper()
 	// Not t.TempDir: its removal would fail the test while a mount is left, but
 	// the name should be short, for sockets.
-	data, err := os.MkdirTemp("", "atoll-d-")
+	data, err := os.MkdirTemp(dir, "atoll-d-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{t: t, Data: data}
+	s := &server{t: t, Data: data, wrap: wrap}
 	s.URL = "http://" + freeAddr(t)
 	s.args = []string{"serve", "--listen", strings.TrimPrefix(s.URL, "http://"), "--data", data, "--cache", cacheDir(t)}
 	if !strings.Contains(config, "limits:") { // any machine can promise this to several sandboxes
@@ -152,7 +159,8 @@ func (s *server) start() {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.cmd = exec.Command(binary, s.args...)
+	command := append(append(s.wrap[:len(s.wrap):len(s.wrap)], binary), s.args...)
+	s.cmd = exec.Command(command[0], command[1:]...)
 	s.cmd.Env = append(os.Environ(), append([]string{"ATOLL_API_KEY=" + testKey, "ATOLL_LOG_LEVEL=debug"}, s.env...)...)
 	s.cmd.Stdout, s.cmd.Stderr = s.logf, s.logf
 	// A terminal's Ctrl-C must not reach it, and a kill of it must not be a

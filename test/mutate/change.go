@@ -87,7 +87,9 @@ func changesIn(file string, source []byte) ([]change, error) {
 		case *ast.IfStmt:
 			condition := string(source[files.Position(n.Cond.Pos()).Offset:files.Position(n.Cond.End()).Offset])
 			add(n.Cond.Pos(), n.Cond.End(), "false && ("+condition+")")
-			add(n.Cond.Pos(), n.Cond.End(), "true || ("+condition+")")
+			if condition != "err != nil" { // every test sees that
+				add(n.Cond.Pos(), n.Cond.End(), "true || ("+condition+")")
+			}
 		case *ast.ExprStmt:
 			if _, ok := n.X.(*ast.CallExpr); ok {
 				add(n.Pos(), n.End(), "")

@@ -44,6 +44,8 @@ func elsewhere() []shown {
 		{"E280", e2e, "TestTemplateRegistries", true, "templates are asked in sandboxes only"},
 		{"E290", e2e, "TestCommandEgress", true, "the command line's"},
 		{"E293", e2e, "TestCommandEgress", true, "the API's"},
+		{"E304", e2e, "TestE304Processes", true, "the server's, of whole sessions"},
+		{"E307", e2e, "TestE307KeylessClients", true, "the server's, of whole sessions"},
 	}
 }
 

@@ -17,7 +17,7 @@ func TestFullDisk(t *testing.T) {
 	dir := t.TempDir()
 	image, mount := filepath.Join(dir, "host.ext4"), filepath.Join(dir, "host")
 	for _, args := range [][]string{
-		{"truncate", "-s", "1536M", image}, {"mkfs.ext4", "-q", "-F", "-m", "0", image}, {"mkdir", mount}, {"mount", "-o", "loop", image, mount},
+		{"truncate", "-s", "6G", image}, {"mkfs.ext4", "-q", "-F", "-m", "0", image}, {"mkdir", mount}, {"mount", "-o", "loop", image, mount},
 	} {
 		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
 			t.Fatalf("%q: %v: %s", args, err, out)
@@ -27,12 +27,12 @@ func TestFullDisk(t *testing.T) {
 		waitFor(t, time.Minute, "the small file system to be let go", func() bool { return syscall.Unmount(mount, 0) == nil })
 	})
 	t.Setenv("TMPDIR", mount) // the server's data directory is made here
-	s := newServer(t, "limits: {disk: 1GiB, memory: 512MiB, processes: 64}\nhost: {disk_overcommit: 4, disk_reserve: 200MiB}\n")
+	s := newServer(t, "limits: {disk: 4GiB, memory: 512MiB, processes: 64}\nhost: {disk_overcommit: 4, disk_reserve: 200MiB}\n")
 	env := s.environment(object{"base_template": "slim"})
 	agent := s.agent()
 	greedy, neighbour := s.session(agent, env), s.session(agent, env)
 	first := s.must(neighbour, "head -c 100M /dev/urandom > /workspace/first && sync && sha256sum < /workspace/first")
-	got := s.exec(greedy, "fallocate -l 100M /workspace/claimed; dd if=/dev/zero of=/workspace/fill bs=1M count=4000; sync")
+	got := s.exec(greedy, "fallocate -l 2400M /workspace/claimed; dd if=/dev/zero of=/workspace/fill bs=1M count=8000; sync")
 	if !strings.Contains(got.Stderr, "No space left on device") {
 		t.Errorf("the greedy one: %+v", got)
 	}

@@ -374,7 +374,8 @@ func openNames(t *testing.T, s *stand) {
 					c.Errorf("%s, type %s: %+v, want no data", name, kind, m)
 				}
 			}
-			c.decided("dns " + reason + " " + name)
+			decision := "dns " + reason + " " + name
+			c.decided(decision, decision, decision, decision)
 		}
 		c.asked("inside.example.com", "deep.inside.example.com", "ns.inside.example.com")
 	})

@@ -73,7 +73,14 @@ type HTTPConfig struct {
 	// Hosts are names under which a proxy on this machine asks for /healthz and
 	// /metrics, beside localhost and IP addresses. Empty: none.
 	Hosts []string `yaml:"hosts"`
+	// Memory is what the bodies of requests and the outputs that are collected
+	// for replies may take together; beyond it requests get 429. Zero: an eighth
+	// of the machine's, at least 256 MiB and at most 2 GiB.
+	Memory Bytes `yaml:"memory"`
 }
+
+// leastHTTPMemory lets one request of the largest size pass.
+const leastHTTPMemory = 128 << 20
 
 // hosts are the configured names as the server compares them.
 func (c HTTPConfig) hosts() ([]string, error) {
@@ -316,6 +323,9 @@ func (c *Config) validate() error {
 	_, err := c.templates(nil, nil)
 	_, hostsErr := c.HTTP.hosts()
 	errs = append(errs, err, hostsErr, c.Egress.validate(), c.Limits.validate("limits"), c.Host.validate(), c.Packages.limits().validate("packages"), c.Model.validate(), c.Agent.validate())
+	if c.HTTP.Memory != 0 && c.HTTP.Memory < leastHTTPMemory {
+		bad("http.memory: less than 128MiB does not hold a large request")
+	}
 	if c.Packages.MaxParallel < 0 {
 		bad("packages.max_parallel: %d is negative", c.Packages.MaxParallel)
 	}

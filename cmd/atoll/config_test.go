@@ -83,6 +83,7 @@ func TestConfigRefusals(t *testing.T) {
 		"host":                        {yaml: "host: {disk_overcommit: 0.5, processes: -1}\n", want: []string{"host.disk_overcommit", "host.processes"}},
 		"host of no number":           {yaml: "host: {disk_overcommit: .nan}\n", want: []string{"host.disk_overcommit"}},
 		"too small":                   {yaml: "limits: {memory: 1MiB, disk: 1MiB, cpus: -1, processes: -1}\n", want: []string{"limits.memory", "limits.disk", "limits.cpus", "limits.processes"}},
+		"too little for requests":     {yaml: "http: {memory: 1MiB}\n", want: []string{"http.memory"}},
 		"a size that overflows":       {yaml: "limits: {memory: 9223372036854775807KiB}\n", want: []string{"is not a size"}},
 		"egress":                      {yaml: "egress: {exempt: [{host: a b, cidr: x, ports: [0]}], deny_cidrs: [y], block_hosts: ['*']}\n", want: []string{"exempt[0]: host", "exempt[0]: cidr", "exempt[0]: ports", "deny_cidrs[0]", "block_hosts[0]"}},
 		"ports, ech, limits of egress": {yaml: "egress: {block_ports: [0], open_ports: [{host: '*', ports: [443, 25]}, {host: a.example.com}], ech: maybe, limits: {names: 200000, idle_timeout: 48h, hello_size: 1KiB}}\n",

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -22,8 +23,7 @@ const (
 type budgets struct {
 	// descriptors are those that may be opened on somebody's behalf.
 	descriptors *control.Budget
-	// memory is what bodies and collected outputs of requests may take, in bytes:
-	// an eighth of the machine's, at least 256 MiB and at most 2 GiB.
+	// memory is what bodies and collected outputs of requests may take, in bytes.
 	memory *control.Budget
 	// strangers is how many connections without a valid key may be open: a quarter
 	// of what is not reserved, at most 4096.
@@ -32,7 +32,7 @@ type budgets struct {
 
 // newBudgets looks at what the process may use. The Go runtime has raised the
 // number of descriptors to what the system allows before main began.
-func newBudgets() (budgets, error) {
+func newBudgets(http HTTPConfig) (budgets, error) {
 	limit, err := descriptorLimit()
 	if err != nil {
 		return budgets{}, err
@@ -41,7 +41,7 @@ func newBudgets() (budgets, error) {
 	strangers := min((limit-reserve)/4, 4096)
 	return budgets{
 		descriptors: control.NewBudget(limit - reserve - strangers),
-		memory:      control.NewBudget(min(max(machineMemory()/8, 256<<20), 2<<30)),
+		memory:      control.NewBudget(cmp.Or(int64(http.Memory), min(max(machineMemory()/8, 256<<20), 2<<30))),
 		strangers:   int(strangers),
 	}, nil
 }

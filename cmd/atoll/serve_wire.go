@@ -37,7 +37,7 @@ const shutdownPatience = 10 * time.Second
 // reload. ready is called once with the base URL when requests are answered.
 func serve(ctx context.Context, cfg Config, again func() (Config, error), log *slog.Logger, ready func(url string)) (err error) {
 	w := &wiring{cfg: cfg, again: again, log: log, metrics: prometheus.NewRegistry()}
-	if w.budgets, err = newBudgets(); err != nil {
+	if w.budgets, err = newBudgets(w.cfg.HTTP); err != nil {
 		return err
 	}
 	// What was opened is closed in the opposite order, whatever happens.

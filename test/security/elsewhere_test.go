@@ -44,7 +44,12 @@ func elsewhere() []shown {
 		{"E280", e2e, "TestTemplateRegistries", true, "templates are asked in sandboxes only"},
 		{"E290", e2e, "TestCommandEgress", true, "the command line's"},
 		{"E293", e2e, "TestCommandEgress", true, "the API's"},
+		{"E301", e2e, "TestE301Disk", true, "the server's, of whole sessions"},
+		{"E302", e2e, "TestE302Inodes", true, "builds run in sandboxes only"},
+		{"E303", e2e, "TestE303Descriptors", true, "the server's, of whole sessions"},
 		{"E304", e2e, "TestE304Processes", true, "the server's, of whole sessions"},
+		{"E305", e2e, "TestE305Memory", true, "the server's, of whole sessions"},
+		{"E306", e2e, "TestE306Builds", true, "builds run in sandboxes only"},
 		{"E307", e2e, "TestE307KeylessClients", true, "the server's, of whole sessions"},
 	}
 }

@@ -198,7 +198,7 @@ func gateOnly(t testing.TB, name Host, port uint16) *slot {
 // bareSlot is a slot with a policy and without namespaces or sockets.
 func bareSlot(t testing.TB, spec Spec, r *fakeResolver, limits Limits, change func(*Config)) *slot {
 	t.Helper()
-	g := &Gateway{config: Config{Limits: limits.withDefaults()}, log: discardLogger()}
+	g := &Gateway{config: Config{Limits: limits.withDefaults(), Descriptors: plenty{}}, log: discardLogger()}
 	g.guard = testGuard(t, r, change)
 	table, err := createNames(t.TempDir() + "/names")
 	if err != nil {

@@ -188,22 +188,8 @@ func (s *slot) startUDP(key udpKey) *udpFlow {
 		return nil
 	}
 	f.ctx, f.cancel = context.WithCancel(s.ctx)
-	s.mu.Lock()
-	// Decided again under the lock: enforce either finds this flow or came
-	// before it.
-	f.st = s.state.Load()
-	f.host, f.choice = s.decideUDP(f.st, key.dest)
-	full := len(s.udpFlows) >= s.gateway.config.Limits.UDPFlows
-	ok := !full && !s.shut && f.choice.reason == ReasonOK
-	if ok && !s.gateway.config.Descriptors.Take(f.st.id, udpFlowDescriptors) {
-		ok, full = false, true
-	}
-	if ok {
-		s.udpFlows[key] = f
-		s.running.Add(1)
-	}
-	s.mu.Unlock()
-	if !ok {
+	admitted, full := s.admitUDP(f)
+	if !admitted {
 		f.cancel()
 		if full {
 			f.record(Record{Reason: ReasonConnectionLimit})
@@ -212,6 +198,28 @@ func (s *slot) startUDP(key udpKey) *udpFlow {
 	}
 	go s.runUDP(f)
 	return f
+}
+
+// admitUDP counts a flow in, or tells whether the session has as many as it may
+// have. The flow is decided again under the lock: enforce either finds this flow
+// or came before it.
+func (s *slot) admitUDP(f *udpFlow) (admitted, full bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f.st = s.state.Load()
+	f.host, f.choice = s.decideUDP(f.st, f.key.dest)
+	if len(s.udpFlows) >= s.gateway.config.Limits.UDPFlows {
+		return false, true
+	}
+	if s.shut || f.choice.reason != ReasonOK {
+		return false, false
+	}
+	if !s.gateway.config.Descriptors.Take(f.st.id, udpFlowDescriptors) {
+		return false, true
+	}
+	s.udpFlows[f.key] = f
+	s.running.Add(1)
+	return true, false
 }
 
 // runUDP runs a flow to its end.

@@ -92,6 +92,16 @@ func TestPruneTemplates(t *testing.T) {
 	}
 	check("everything", 0, "old")
 	unmount()
+	// A process that was just started holds its parent's mounts for a moment.
+	eventually(t, "nothing has it mounted", func() error {
+		versions, err := ts.Versions()
+		for _, v := range versions {
+			if v.Mounted {
+				return errors.New("it is mounted")
+			}
+		}
+		return err
+	})
 	check("unmounted", 0, "mounted")
 	must(t, os.RemoveAll(theirs))
 	check("the other server was removed with its data", 0, "theirs")

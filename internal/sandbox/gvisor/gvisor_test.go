@@ -3,6 +3,7 @@ package gvisor_test
 import (
 	"testing"
 
+	"github.com/atoll-run/atoll/internal/sandbox"
 	"github.com/atoll-run/atoll/internal/sandbox/gvisor"
 	"github.com/atoll-run/atoll/internal/sandbox/sandboxtest"
 )
@@ -15,9 +16,12 @@ func TestContract(t *testing.T) {
 }
 
 // open opens an engine that the test's end closes.
+// smallLimits let many sandboxes be promised their disks on a small machine.
+var smallLimits = sandbox.Limits{DiskBytes: 1 << 30}
+
 func open(t testing.TB, dir string) *gvisor.Engine {
 	t.Helper()
-	engine, err := gvisor.New(gvisor.Config{Dir: dir})
+	engine, err := gvisor.New(gvisor.Config{Dir: dir, DefaultLimits: smallLimits})
 	if err != nil {
 		t.Fatal(err)
 	}

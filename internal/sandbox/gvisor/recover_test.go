@@ -67,7 +67,7 @@ func TestRecover(t *testing.T) {
 			root := t.TempDir()
 			before := worldOf(root)
 			dir := filepath.Join(root, "sandboxes", "x")
-			first, err := gvisor.New(gvisor.Config{Dir: root})
+			first, err := gvisor.New(gvisor.Config{Dir: root, DefaultLimits: smallLimits})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -83,7 +83,7 @@ func TestRecover(t *testing.T) {
 				t.Fatal(err)
 			}
 
-			second, err := gvisor.New(gvisor.Config{Dir: root})
+			second, err := gvisor.New(gvisor.Config{Dir: root, DefaultLimits: smallLimits})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -20,7 +20,7 @@ func TestNoSharedSockets(t *testing.T) {
 	sandboxtest.NeedRoot(t)
 	layer := sandboxtest.Rootfs(t)
 	dir := t.TempDir()
-	engine, err := gvisor.New(gvisor.Config{Dir: dir})
+	engine, err := gvisor.New(gvisor.Config{Dir: dir, DefaultLimits: smallLimits})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,7 +27,7 @@ import (
 const serverDir = "ATOLL_TEST_SERVER_DIR"
 
 func beServer(dir, layer string) error {
-	engine, err := gvisor.New(gvisor.Config{Dir: dir})
+	engine, err := gvisor.New(gvisor.Config{Dir: dir, DefaultLimits: smallLimits})
 	if err != nil {
 		return err
 	}
@@ -87,7 +87,7 @@ func TestServerKilled(t *testing.T) {
 func adopt(t *testing.T, dir string) {
 	t.Helper()
 	ctx := context.Background()
-	engine, err := gvisor.New(gvisor.Config{Dir: dir})
+	engine, err := gvisor.New(gvisor.Config{Dir: dir, DefaultLimits: smallLimits})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,7 +161,7 @@ func TestNothingLeft(t *testing.T) {
 	descriptors := countFiles(t)
 	ctx := context.Background()
 	for range 2 {
-		engine, err := gvisor.New(gvisor.Config{Dir: dir})
+		engine, err := gvisor.New(gvisor.Config{Dir: dir, DefaultLimits: smallLimits})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -31,7 +31,7 @@ func noteCall(i int) sandbox.ToolCall {
 }
 
 func beCaller(dir, from string) error {
-	engine, err := gvisor.New(gvisor.Config{Dir: dir})
+	engine, err := gvisor.New(gvisor.Config{Dir: dir, DefaultLimits: smallLimits})
 	if err != nil {
 		return err
 	}

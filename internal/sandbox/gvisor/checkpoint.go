@@ -67,7 +67,7 @@ func (e *Engine) checkpoint(ctx context.Context, id string, b *box) error {
 		Compression: statefile.CompressionLevelNone, Resume: true, ExcludeCommittedZeroPages: true,
 	})
 	if err == nil {
-		err = adopt(p.unfinished())
+		err = adopt(ctx, p.unfinished())
 	}
 	if err == nil {
 		err = os.Rename(p.unfinished(), p.checkpoint())

@@ -7,10 +7,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 
-	"gvisor.dev/gvisor/pkg/sentry/state/checkpointfiles"
 	"gvisor.dev/gvisor/pkg/state"
 	"gvisor.dev/gvisor/pkg/state/statefile"
 	"gvisor.dev/gvisor/pkg/state/wire"
@@ -32,13 +30,16 @@ const (
 	parentField = "parent"
 )
 
-// adopt takes the mark of a started command from the processes in an image.
-func adopt(image string) (err error) {
-	f, err := os.OpenFile(filepath.Join(image, checkpointfiles.StateFileName), os.O_RDWR, 0)
-	if err != nil {
-		return fmt.Errorf("reading image: %w", err)
-	}
-	defer f.Close()
+// adoptTasks takes the mark of a started command from the processes in the file
+// of an image's objects. It trusts the process's limits to end it when the file
+// is not what it should be: only an adopter calls it.
+func adoptTasks(f *os.File) (err error) {
+	// The package that reads objects panics when there is something wrong.
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("reading image: %v", p)
+		}
+	}()
 	if _, _, err := statefile.NewReader(f, nil); err != nil { // it takes the file's head
 		return fmt.Errorf("reading image: %w", err)
 	}
@@ -46,12 +47,6 @@ func adopt(image string) (err error) {
 	if err != nil {
 		return fmt.Errorf("reading image: %w", err)
 	}
-	// The package that reads objects panics when there is something wrong.
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("reading image: %v", p)
-		}
-	}()
 	in := &imageReader{in: bufio.NewReaderSize(f, 64<<10), at: begin}
 	if err := in.stream(nil); err != nil { // the processor's features
 		return err

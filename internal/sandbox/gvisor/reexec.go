@@ -26,13 +26,23 @@ func init() {
 }
 
 // MaybeRun hands the process over to gVisor, and never returns, when gVisor
-// started it as one of its helpers; otherwise it does nothing. Call it first in
+// or the engine started it as one of its helpers; otherwise it does nothing. Call it first in
 // main, and first in TestMain of every test that starts sandboxes.
 //
 // gVisor starts helpers by executing this very program: "runsc-sandbox" and
 // "runsc-gofer" by argv[0], and from the sandbox's boot "/proc/self/exe umount
 // --sync-fd=N PATH". None of these is a command line that a person types.
+//
+// The engine starts one by itself, under adopterName: it reads what a sandbox
+// saved, without the server's privileges.
 func MaybeRun() {
+	if isAdopter(os.Args) {
+		if err := beAdopter(os.Args); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if !isHelper(os.Args) {
 		return
 	}

@@ -100,9 +100,12 @@ class Server:
         # The key of the first start is used, not one of the caller's environment.
         env = {k: v for k, v in os.environ.items() if k not in ("ATOLL_API_KEY", "ATOLL_CONFIG", "ATOLL_DATA", "ATOLL_LISTEN", "ATOLL_URL")}
         env |= {"ATOLL_MODEL_URL": model.url, "ATOLL_MODEL_KEY": model.key}
+        # Every sandbox is promised its disk, so that five of the default size need 50 GiB.
+        config = self.data / "atoll.yaml"
+        config.write_text("limits: {disk: 2GiB}\npackages: {disk: 4GiB}\n")
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                [ATOLL, "serve", "--listen", self.url.removeprefix("http://"), "--data", self.data],
+                [ATOLL, "serve", "--listen", self.url.removeprefix("http://"), "--data", self.data, "--config", config],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True)
 
     def wait_ready(self):

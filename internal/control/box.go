@@ -232,7 +232,8 @@ func (b *box) sample(ctx context.Context) {
 	if limits.DiskBytes > 0 && u.DiskBytes > limits.DiskBytes-limits.DiskBytes/50 {
 		b.last.DiskFull = true
 	}
-	if limits.Processes > 0 && u.Processes >= limits.Processes {
+	// Those that met the limit may have ended by now, those that they started not.
+	if limits.Processes > 0 && u.Processes >= limits.Processes-limits.Processes/20 {
 		b.last.PidsFull = true
 	}
 }

@@ -180,7 +180,7 @@ func TestManyAgents(t *testing.T) {
 		}
 		many = n
 	}
-	s, _ := newAgentServer(t, "limits: {memory: 128MiB, disk: 64MiB}\n")
+	s, _ := newAgentServer(t, "limits: {memory: 128MiB, disk: 64MiB, processes: 200}\n")
 	agent, env := s.toolAgent("always_allow"), s.environment(object{"base_template": "slim"})
 	script := modeltest.Script{{Text: "a", Tools: []modeltest.ToolUse{bash("echo hello")}}, {Tools: []modeltest.ToolUse{bash("echo again")}}, {Text: "{{result}}"}}.Message()
 	var work sync.WaitGroup

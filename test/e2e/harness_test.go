@@ -104,7 +104,7 @@ func newServerIn(t *testing.T, dir, config string, wrap ...string) *server {
 	s.URL = "http://" + freeAddr(t)
 	s.args = []string{"serve", "--listen", strings.TrimPrefix(s.URL, "http://"), "--data", data, "--cache", cacheDir(t)}
 	if !strings.Contains(config, "limits:") { // any machine can promise this to several sandboxes
-		config += "\nlimits: {disk: 3GiB}\n"
+		config += "\nlimits: {disk: 1GiB, processes: 400}\n"
 	}
 	if config != "" {
 		file := filepath.Join(t.TempDir(), "config.yaml")

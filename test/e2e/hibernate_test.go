@@ -197,7 +197,7 @@ func TestKilledWhileHibernating(t *testing.T) {
 
 // TestManyHibernate has twenty sandboxes hibernate and wakes them all at once.
 func TestManyHibernate(t *testing.T) {
-	s := newServer(t, "sessions: {hibernate_after: 1s}\nlimits: {memory: 256MiB}\n")
+	s := newServer(t, "sessions: {hibernate_after: 1s}\nlimits: {memory: 256MiB, disk: 256MiB, processes: 200}\n")
 	env, agent := s.environment(object{"base_template": "slim"}), s.agent()
 	ids := make([]string, 20)
 	for i := range ids {

@@ -156,13 +156,12 @@ func keysOf(ctx context.Context, conn net.Conn, host Host) ([]uint8, error) {
 	})
 	err = client.HandshakeContext(ctx)
 	var rejected *tls.ECHRejectionError
-	var alert tls.AlertError
 	switch {
 	case errors.As(err, &rejected) && len(rejected.RetryConfigList) == 0:
 		return nil, nil // it took no notice
 	case errors.As(err, &rejected):
 		return configIDs(rejected.RetryConfigList)
-	case errors.As(err, &alert) && alert == alertProtocolVersion:
+	case lacksTLS13(err):
 		return nil, nil // without TLS 1.3 there is no encrypted ClientHello
 	case err == nil:
 		return nil, errors.New("the server decrypted what nobody can")
@@ -170,7 +169,15 @@ func keysOf(ctx context.Context, conn net.Conn, host Host) ([]uint8, error) {
 	return nil, err
 }
 
-// alertProtocolVersion is how a server says that it has no TLS 1.3.
+// lacksTLS13 tells whether a handshake failed because the server said by an alert
+// that it has no TLS 1.3. Package tls hands a peer's alert out by its text alone.
+func lacksTLS13(err error) bool {
+	var said *net.OpError
+	return errors.As(err, &said) && said.Op == "remote error" && said.Err.Error() == alertProtocolVersion.Error()
+}
+
+// alertProtocolVersion is a server's alert that it has no version that the
+// client has (RFC 8446, 6).
 const alertProtocolVersion = tls.AlertError(70)
 
 // decoy tells whether the encrypted ClientHello of a hello can only be a decoy,

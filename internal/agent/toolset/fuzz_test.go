@@ -1,7 +1,9 @@
 package toolset
 
 import (
+	"fmt"
 	"net/url"
+	"runtime"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -15,7 +17,7 @@ func FuzzReadable(f *testing.F) {
 	}
 	base := &url.URL{Scheme: "https", Host: "web.example.com", Path: "/"}
 	f.Fuzz(func(t *testing.T, page string) {
-		title, text := readable(strings.NewReader(page), base)
+		title, text := readable(t.Context(), strings.NewReader(page), base)
 		if !utf8.ValidString(title) || !utf8.ValidString(text) {
 			t.Error("not UTF-8")
 		}
@@ -26,12 +28,46 @@ func FuzzReadable(f *testing.F) {
 	})
 }
 
-// TestReadableHostile reads pages that are made to be slow or to grow.
+// TestReadableHostile reads pages that are made to be slow or to grow: parser
+// and converter may take a bounded amount of memory for a page's byte.
 func TestReadableHostile(t *testing.T) {
 	base := &url.URL{Scheme: "https", Host: "web.example.com", Path: "/"}
+	distinct := func(format string) string {
+		var b strings.Builder
+		for i := range 40_000 {
+			fmt.Fprintf(&b, format, i)
+		}
+		return b.String()
+	}
+	fill := func(piece string) string { return strings.Repeat(piece, 1<<20/len(piece)) }
+	pages := map[string]string{
+		"formats opened again in each block": distinct("<b id=%d>") + fill("<p>a"),
+		"links opened again in each block":   distinct("<a href=/%d>") + fill("<p>a"),
+		"one long row, many short":           "<table><tr>" + strings.Repeat("<td>a", 9_000) + strings.Repeat("<tr><td>a", 9_000),
+		"one wide cell, many narrow":         "<table><tr><td>" + strings.Repeat("a", 1<<19) + strings.Repeat("<tr><td>a", 9_000),
+		"tables in tables":                   fill("<table><tr><td>a<td>"),
+		"lists in lists":                     strings.Repeat("<ul><li>a", 3_000) + fill("<p>a"),
+		"quotes in quotes":                   strings.Repeat("<blockquote>a", 3_000) + fill("<br>a"),
+		"text moved before a table":          "<table>" + fill("a<tr>"),
+		"tags closed in the wrong order":     fill("<b><i><s></b></i></s><p>"),
+		"fences inside code":                 "<pre><code>" + fill("```` "),
+	}
 	for _, piece := range []string{"<div>", "<ul><li>", "<blockquote>", "<a href=/x>", "<pre>", "<svg>", "<table><tr><td colspan=9999999>", "</a>", "<", "&amp;", "<!--", "<p>a"} {
-		if _, text := readable(strings.NewReader(strings.Repeat(piece, 1<<20/len(piece))), base); len(text) > 16<<20 {
-			t.Errorf("%q: %d bytes", piece, len(text))
+		pages[piece] = fill(piece)
+	}
+	for name, page := range pages {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, text := readable(t.Context(), strings.NewReader(page), base)
+		runtime.ReadMemStats(&after)
+		if name == "<p>a" && !strings.HasSuffix(text, "a\n\n[the rest of the page is left out: it is too long]") {
+			t.Errorf("%s: the text does not say that it is cut: %q", name, text[len(text)-100:])
+		}
+		if len(text) > 16<<20 {
+			t.Errorf("%s: %d bytes of text", name, len(text))
+		}
+		if allocated := after.TotalAlloc - before.TotalAlloc; allocated > 1<<30 {
+			t.Errorf("%s: %d MiB allocated", name, allocated>>20)
 		}
 	}
 }

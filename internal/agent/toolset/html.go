@@ -1,222 +1,250 @@
 package toolset
 
 import (
+	"bytes"
+	"context"
 	"io"
 	"net/url"
-	"slices"
 	"strings"
 
+	"github.com/JohannesKaufmann/html-to-markdown/v2/converter"
+	"github.com/JohannesKaufmann/html-to-markdown/v2/plugin/base"
+	"github.com/JohannesKaufmann/html-to-markdown/v2/plugin/commonmark"
+	"github.com/JohannesKaufmann/html-to-markdown/v2/plugin/strikethrough"
+	"github.com/JohannesKaufmann/html-to-markdown/v2/plugin/table"
 	"golang.org/x/net/html"
 	"golang.org/x/net/html/atom"
 )
 
-// maxReadable bounds the text that is made of one page, in bytes.
-const maxReadable = 2 << 20
+// Bounds on the part of a page that is turned into Markdown. The HTML parser
+// and the converter build trees, and both can be made to take far more memory
+// and time than the page has bytes. What lies beyond a bound is left out.
+const (
+	maxReadable  = 2 << 20 // bytes of the simplified page
+	maxElements  = 100_000 // start tags that are kept
+	maxColumns   = 64      // cells of one row: the converter gives every row of a table as many as the longest has
+	maxCells     = 20_000  // cells of all tables
+	maxLinkBytes = 2048    // of a link's target
+)
 
-// readable turns a page into text with the marks of Markdown for headings,
-// lists, links and code, and reports its title. It looks at one token after the
-// other and builds no tree: no page makes it slow or large. What a page hides
-// from readers (scripts, styles) is left out.
-func readable(page io.Reader, base *url.URL) (title, text string) {
-	r := &reader{base: base}
+// kind says what an element may do to the size of the trees.
+type kind int
+
+const (
+	flatElement   kind = iota + 1 // closes those of its kind that are open, or holds nothing
+	blockElement                  // may lie in others to any depth
+	indentElement                 // a block that sets off each line of what it holds: the converter copies its text once more
+	formatElement                 // HTML's parser opens it again in each block that begins inside it
+	hiddenElement                 // holds nothing for readers
+)
+
+// maxOpen bounds how many elements of a kind are open at a time. The parser
+// refuses a page in which 512 are, and adds up to three for each of ours.
+var maxOpen = map[kind]int{blockElement: 48, indentElement: 8, formatElement: 4}
+
+// kinds holds the elements that are looked at; of others only the text is kept.
+var kinds = func() map[atom.Atom]kind {
+	m := map[atom.Atom]kind{}
+	for k, names := range map[kind][]atom.Atom{
+		flatElement: {atom.P, atom.Li, atom.Dt, atom.Dd, atom.Br, atom.Hr, atom.Tr, atom.Td, atom.Th, atom.Thead, atom.Tbody, atom.Tfoot, atom.Caption},
+		blockElement: {atom.Pre, atom.Table, atom.Div, atom.Section, atom.Article, atom.Header, atom.Footer, atom.Main, atom.Nav, atom.Aside, atom.Figure,
+			atom.Figcaption, atom.H1, atom.H2, atom.H3, atom.H4, atom.H5, atom.H6},
+		indentElement: {atom.Ul, atom.Ol, atom.Dl, atom.Blockquote},
+		formatElement: {atom.A, atom.B, atom.Strong, atom.I, atom.Em, atom.Code, atom.S, atom.Del},
+		hiddenElement: {atom.Script, atom.Style, atom.Noscript, atom.Template, atom.Svg, atom.Iframe, atom.Object, atom.Select, atom.Canvas},
+	} {
+		for _, name := range names {
+			m[name] = k
+		}
+	}
+	return m
+}()
+
+// readable turns a page into Markdown and reports its title, both valid UTF-8.
+// Links are made absolute with the page's address; links that lead to no web
+// page keep their text only. What a page hides from readers is left out.
+func readable(ctx context.Context, page io.Reader, address *url.URL) (title, text string) {
+	s := &simplifier{base: address, open: map[atom.Atom]int{}, openKind: map[kind]int{}, dropped: map[atom.Atom]int{}}
+	whole := s.read(page)
+	title = strings.Join(strings.Fields(strings.ToValidUTF8(s.title.String(), "\uFFFD")), " ")
+	markdown, err := markdownConverter().ConvertReader(&s.out, converter.WithContext(ctx))
+	if err != nil {
+		return title, ""
+	}
+	text = strings.ToValidUTF8(strings.TrimSpace(string(markdown)), "\uFFFD")
+	if !whole {
+		text += "\n\n[the rest of the page is left out: it is too long]"
+	}
+	return title, text
+}
+
+// markdownConverter makes a converter. Nothing is escaped: a model reads the
+// text, and a backslash or an entity inside an identifier would be copied into
+// code.
+func markdownConverter() *converter.Converter {
+	c := converter.NewConverter(converter.WithEscapeMode(converter.EscapeModeDisabled), converter.WithPlugins(
+		base.NewBasePlugin(), strikethrough.NewStrikethroughPlugin(),
+		commonmark.NewCommonmarkPlugin(commonmark.WithListEndComment(false), commonmark.WithLinkEmptyHrefBehavior(commonmark.LinkBehaviorSkip)),
+		table.NewTablePlugin(table.WithHeaderPromotion(true), table.WithCellPaddingBehavior(table.CellPaddingBehaviorMinimal))))
+	// The base plugin writes angle brackets as entities and has no setting
+	// for it: they pass as two code points that no text may contain.
+	replace := func(pairs ...string) converter.HandleTextTransformFunc {
+		r := strings.NewReplacer(pairs...)
+		return func(_ converter.Context, content string) string { return r.Replace(content) }
+	}
+	c.Register.TextTransformer(replace("<", "\uFDD0", ">", "\uFDD1"), converter.PriorityEarly)
+	c.Register.TextTransformer(replace("\uFDD0", "<", "\uFDD1", ">"), converter.PriorityLate)
+	return c
+}
+
+// A simplifier copies a page token by token, with the elements that have a form
+// in Markdown and nothing else, within the bounds above.
+type simplifier struct {
+	base     *url.URL
+	out      bytes.Buffer
+	title    strings.Builder
+	hidden   []atom.Atom       // open elements whose content is left out, outermost first
+	open     map[atom.Atom]int // elements that were copied and not closed
+	openKind map[kind]int      // the same, by their kind
+	dropped  map[atom.Atom]int // elements that were left out for their depth and not closed
+	elements int
+	cells    int // of all tables
+	columns  int // cells since the last row began
+	inTitle  bool
+}
+
+// read copies the page until its end, a token of more than 1 MiB, or a bound,
+// and tells whether it came to the end.
+func (s *simplifier) read(page io.Reader) bool {
 	tokens := html.NewTokenizer(page)
-	tokens.SetMaxBuf(1 << 20) // of one token
-	for r.out.Len() < maxReadable {
+	tokens.SetMaxBuf(1 << 20)
+	for s.out.Len() < maxReadable && s.elements < maxElements {
 		switch tokens.Next() {
-		case html.ErrorToken: // the end, or a token that is too long
-			return r.finish()
+		case html.ErrorToken:
+			return tokens.Err() == io.EOF
 		case html.TextToken:
-			r.text(string(tokens.Text()))
+			s.text(tokens.Text())
 		case html.StartTagToken:
-			r.start(tokens.Token(), false)
+			s.start(tokens.Token())
 		case html.SelfClosingTagToken:
-			r.start(tokens.Token(), true)
+			if t := tokens.Token(); kinds[t.DataAtom] != hiddenElement {
+				s.start(t)
+			}
 		case html.EndTagToken:
 			name, _ := tokens.TagName()
-			r.end(atom.Lookup(name))
+			s.end(atom.Lookup(name))
 		}
 	}
-	return r.finish()
+	return false
 }
 
-// reader is the state of one page that is being read.
-type reader struct {
-	base   *url.URL
-	out    strings.Builder
-	title  strings.Builder
-	hidden []atom.Atom // elements that are left out and not closed yet
-	inside atom.Atom   // title, or zero
-	pre    int         // open pre elements
-	links  []string    // targets of the open links, innermost last; at most maxLinkDepth
-	breaks int         // newlines that go before the next text
-	space  bool        // a space goes before the next text
-}
-
-const maxLinkDepth = 16
-
-// skipped elements hold nothing for readers.
-var skipped = []atom.Atom{atom.Script, atom.Style, atom.Noscript, atom.Template, atom.Svg, atom.Iframe, atom.Object, atom.Select, atom.Canvas}
-
-func (r *reader) text(s string) {
+func (s *simplifier) text(b []byte) {
 	switch {
-	case r.inside == atom.Title:
-		if r.title.Len() < 1024 {
-			r.title.WriteString(s)
+	case s.inTitle:
+		s.title.Write(b[:min(len(b), max(0, 1024-s.title.Len()))])
+	case len(s.hidden) == 0:
+		s.out.WriteString(html.EscapeString(string(b)))
+	}
+}
+
+func (s *simplifier) start(t html.Token) {
+	name := t.DataAtom
+	switch k := kinds[name]; {
+	case k == hiddenElement:
+		if len(s.hidden) < 1000 {
+			s.hidden = append(s.hidden, name)
 		}
-	case len(r.hidden) > 0:
-	case r.pre > 0:
-		r.write(s)
-	default:
-		words := strings.Fields(s)
-		if len(words) == 0 {
-			r.space = r.space || s != ""
+	case len(s.hidden) > 0:
+	case name == atom.Title:
+		s.inTitle = s.title.Len() == 0
+	case name == atom.Img:
+		if alt := strings.Join(strings.Fields(attribute(t, "alt")), " "); alt != "" {
+			s.out.WriteString(html.EscapeString("[image: " + alt + "]"))
+		}
+	case k == flatElement:
+		s.flat(name)
+	case k != 0:
+		if s.openKind[k] >= maxOpen[k] {
+			s.dropped[name]++
 			return
 		}
-		r.space = r.space || strings.TrimLeft(s, " \t\r\n\f") != s
-		r.write(strings.Join(words, " "))
-		r.space = strings.TrimRight(s, " \t\r\n\f") != s
+		s.open[name]++
+		s.openKind[k]++
+		s.copyStart(name, s.attributes(t))
 	}
 }
 
-// write puts out what was held back, then s.
-func (r *reader) write(s string) {
-	switch {
-	case r.out.Len() == 0:
-	case r.breaks > 0:
-		r.out.WriteString(strings.Repeat("\n", min(r.breaks, 2)))
-	case r.space:
-		r.out.WriteByte(' ')
-	}
-	r.breaks, r.space = 0, false
-	r.out.WriteString(s)
-}
-
-// glue writes s right behind what is there.
-func (r *reader) glue(s string) {
-	if r.breaks == 0 {
-		r.out.WriteString(s)
-	}
-}
-
-func (r *reader) line(n int) { r.breaks = max(r.breaks, n) }
-
-func (r *reader) start(t html.Token, closed bool) {
-	if slices.Contains(skipped, t.DataAtom) {
-		if !closed && len(r.hidden) < 1000 {
-			r.hidden = append(r.hidden, t.DataAtom)
+// flat copies the start of an element that holds no other of its kind.
+func (s *simplifier) flat(name atom.Atom) {
+	switch name {
+	case atom.Tr:
+		s.columns = 0
+	case atom.Td, atom.Th:
+		s.cells++
+		s.columns++
+		if s.cells > maxCells || s.columns > maxColumns {
+			s.out.WriteByte(' ')
+			return
 		}
-		return
 	}
-	if len(r.hidden) > 0 {
-		return
-	}
+	s.copyStart(name, "")
+}
+
+// attributes are those of an element that mean something in Markdown.
+func (s *simplifier) attributes(t html.Token) string {
 	switch t.DataAtom {
-	case atom.Title:
-		if r.title.Len() == 0 && !closed {
-			r.inside = atom.Title
-		}
-	case atom.H1, atom.H2, atom.H3, atom.H4, atom.H5, atom.H6:
-		r.line(2)
-		r.write(strings.Repeat("#", int(t.Data[1]-'0')))
-		r.space = true
-	case atom.Li:
-		r.line(1)
-		r.write("-")
-		r.space = true
-	case atom.Br:
-		r.line(1)
-	case atom.Hr:
-		r.line(2)
-		r.write("---")
-		r.line(2)
-	case atom.Pre:
-		r.line(2)
-		r.write("```\n")
-		r.pre++
-	case atom.Code:
-		if r.pre == 0 {
-			r.write("`")
-		}
-	case atom.Td, atom.Th:
-		r.space = true
-	case atom.Img:
-		if alt := strings.Join(strings.Fields(attribute(t, "alt")), " "); alt != "" {
-			r.write("[image: " + alt + "]")
-		}
 	case atom.A:
-		if !closed {
-			r.openLink(attribute(t, "href"))
+		if target := s.target(attribute(t, "href")); target != "" {
+			return ` href="` + html.EscapeString(target) + `"`
 		}
-	default:
-		r.block(t.DataAtom)
+	case atom.Code, atom.Pre: // language-go and the like
+		if class := attribute(t, "class"); class != "" && len(class) < 100 {
+			return ` class="` + html.EscapeString(class) + `"`
+		}
 	}
+	return ""
 }
 
-// openLink remembers a link's target; what is no place to go is none.
-func (r *reader) openLink(href string) {
-	if len(r.links) >= maxLinkDepth {
-		return
-	}
-	target := ""
-	if u, err := r.base.Parse(strings.TrimSpace(href)); err == nil && href != "" && !strings.HasPrefix(href, "#") && (u.Scheme == "https" || u.Scheme == "http") && len(href) < 2048 {
-		target = u.String()
-		r.write("[")
-	}
-	r.links = append(r.links, target)
+func (s *simplifier) copyStart(name atom.Atom, attributes string) {
+	s.elements++
+	s.out.WriteString("<" + name.String() + attributes + ">")
 }
 
-func (r *reader) end(name atom.Atom) {
-	if n := len(r.hidden); n > 0 {
-		if r.hidden[n-1] == name {
-			r.hidden = r.hidden[:n-1]
+// target is the absolute address of a link, or empty if it leads to no web page
+// or to a place on this one.
+func (s *simplifier) target(href string) string {
+	if href = strings.TrimSpace(href); href == "" || strings.HasPrefix(href, "#") || len(href) >= maxLinkBytes {
+		return ""
+	}
+	u, err := s.base.Parse(href)
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" {
+		return ""
+	}
+	return u.String()
+}
+
+func (s *simplifier) end(name atom.Atom) {
+	if n := len(s.hidden); n > 0 {
+		if s.hidden[n-1] == name {
+			s.hidden = s.hidden[:n-1]
 		}
 		return
 	}
-	switch name {
-	case atom.Title:
-		r.inside = 0
-	case atom.Pre:
-		if r.pre > 0 {
-			r.pre--
-			r.breaks = 0
-			r.write("\n```")
-			r.line(2)
-		}
-	case atom.Code:
-		if r.pre == 0 {
-			r.glue("`")
-		}
-	case atom.Td, atom.Th:
-		r.glue(" |")
-		r.space = true
-	case atom.A:
-		if n := len(r.links); n > 0 {
-			if target := r.links[n-1]; target != "" {
-				r.glue("](" + target + ")")
-			}
-			r.links = r.links[:n-1]
-		}
-	case atom.H1, atom.H2, atom.H3, atom.H4, atom.H5, atom.H6:
-		r.line(2)
-	default:
-		r.block(name)
+	switch k := kinds[name]; {
+	case name == atom.Title:
+		s.inTitle = false
+	case k == flatElement:
+		s.out.WriteString("</" + name.String() + ">")
+	case s.dropped[name] > 0:
+		s.dropped[name]--
+	case s.open[name] > 0:
+		s.open[name]--
+		s.openKind[k]--
+		s.out.WriteString("</" + name.String() + ">")
 	}
 }
 
-// block begins a new line or paragraph where an element does.
-func (r *reader) block(name atom.Atom) {
-	switch name {
-	case atom.P, atom.Ul, atom.Ol, atom.Table, atom.Blockquote, atom.Article, atom.Section, atom.Header, atom.Footer, atom.Main, atom.Nav, atom.Figure, atom.Dl:
-		r.line(2)
-	case atom.Div, atom.Li, atom.Tr, atom.Dt, atom.Dd, atom.Form, atom.Aside, atom.Option, atom.Figcaption, atom.Details, atom.Summary:
-		r.line(1)
-	}
-}
-
-func (r *reader) finish() (title, text string) {
-	return strings.Join(strings.Fields(strings.ToValidUTF8(r.title.String(), "\uFFFD")), " "), strings.ToValidUTF8(strings.TrimSpace(r.out.String()), "\uFFFD")
-}
-
+// attribute is the value of a token's attribute, or empty.
 func attribute(t html.Token, name string) string {
 	for _, a := range t.Attr {
 		if a.Key == name {

@@ -258,7 +258,7 @@ func (s *Session) show(ctx context.Context, call Call, p page, maxTokens *int) R
 		}
 		return Result{Content: blocks(textBlock("URL: "+p.url.String()), b)}
 	}
-	title, text, ok := p.text()
+	title, text, ok := p.text(ctx)
 	if !ok {
 		return textResult(true, "%s: %s: %s is not text, a PDF or an image", api.ToolWebFetch, codeType, oneLine(p.mediaType, 100))
 	}
@@ -280,14 +280,14 @@ func (s *Session) show(ctx context.Context, call Call, p page, maxTokens *int) R
 func blocks[T any](b ...T) []T { return b }
 
 // text is the page's text and title; not ok when it is not text.
-func (p page) text() (title, text string, ok bool) {
+func (p page) text(ctx context.Context) (title, text string, ok bool) {
 	switch {
 	case p.mediaType == "text/html" || p.mediaType == "application/xhtml+xml":
 		in, err := charset.NewReader(bytes.NewReader(p.body), p.header)
 		if err != nil {
 			in = bytes.NewReader(p.body)
 		}
-		title, text = readable(in, p.url)
+		title, text = readable(ctx, in, p.url)
 		return title, text, true
 	case textual(p.mediaType):
 		in, err := charset.NewReader(bytes.NewReader(p.body), p.header)

@@ -76,8 +76,8 @@ func TestFetch(t *testing.T) {
 	s := open(t, toolset.Config{}, toolset.SessionConfig{Tools: agentToolset(), Web: policy, DialWeb: w.dial(egress.SourceWebTool, policy), Box: box})
 	const web = "http://web.example.com"
 	for path, want := range map[string]string{
-		web + "/article": "URL: http://web.example.com/article\nTitle: The title\n\n# Heading\n\nFirst words, a [link](http://web.example.com/more?x=1).\n\n" +
-			"- one\n- two\n\n```\n  code\n    here\n```\n\na | b |\n1 | 2 |",
+		web + "/article": "URL: http://web.example.com/article\nTitle: The title\n\n# Heading\n\nFirst **words**, a [link](http://web.example.com/more?x=1).\n\n" +
+			"- one\n- two\n\n```\n  code\n    here\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |",
 		web + "/latin":                     "URL: http://web.example.com/latin\n\ncafé",
 		web + "/plain":                     "URL: http://web.example.com/plain\n\nplain ü",
 		web + "/json":                      "URL: http://web.example.com/json\n\n{\"a\":1}",

@@ -73,11 +73,13 @@ mutate: root generate ## break the code in MUTATIONS places and more, and print 
 	go run ./test/mutate -n $(MUTATIONS) -seed $(SEED)
 
 .PHONY: lint
-lint: generate ## gofmt, go vet, staticcheck
+lint: generate ## gofmt, go vet, staticcheck, deadcode
 	@unformatted=$$(git ls-files -co --exclude-standard '*.go' | xargs gofmt -l); \
 	if [ -n "$$unformatted" ]; then echo "gofmt: not formatted:"; echo "$$unformatted"; exit 1; fi
 	CGO_ENABLED=0 go vet ./...
 	CGO_ENABLED=0 go tool staticcheck ./...
+	@unused=$$(CGO_ENABLED=0 go tool deadcode -filter 'atoll-run/atoll/(api|cmd|internal)' $$(go list -f '{{if eq .Name "main"}}{{.ImportPath}}{{end}}' ./...)) || exit 1; \
+	if [ -n "$$unused" ]; then echo "deadcode: no program reaches:"; echo "$$unused"; exit 1; fi
 
 .PHONY: vulncheck
 vulncheck: generate ## known vulnerabilities in what is used; says loudly when it cannot know

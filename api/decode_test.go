@@ -20,8 +20,8 @@ func TestDecode(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := EnvironmentUpdate{
-		Description: Null[string](),
-		Metadata:    Some(map[string]Opt[string]{"a": Null[string](), "b": Some(""), "c": Some("é😀")}),
+		Description: Opt[string]{Set: true, Null: true},
+		Metadata:    Some(map[string]Opt[string]{"a": Opt[string]{Set: true, Null: true}, "b": Some(""), "c": Some("é😀")}),
 		Config:      Some(ConfigParams{Type: "cloud", Packages: Some(PackagesParams{Pip: Some([]string{})})}),
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

@@ -14,9 +14,6 @@ type Opt[T any] struct {
 // Some is an Opt that holds a value.
 func Some[T any](v T) Opt[T] { return Opt[T]{Set: true, Value: v} }
 
-// Null is an Opt that is there and null.
-func Null[T any]() Opt[T] { return Opt[T]{Set: true, Null: true} }
-
 // Given reports whether there is a value: set and not null.
 func (o Opt[T]) Given() bool { return o.Set && !o.Null }
 

@@ -36,9 +36,9 @@ var refused = map[string][]string{
 }
 
 func TestGrammar(t *testing.T) {
-	for _, m := range Managers() {
+	for _, m := range managerOrder {
 		for _, e := range accepted[m] {
-			if err := CheckSpec(m, e); err != nil {
+			if _, err := parseSpec(m, e); err != nil {
 				t.Errorf("%s: %q refused: %v", m, e, err)
 			}
 		}
@@ -46,7 +46,7 @@ func TestGrammar(t *testing.T) {
 			if m == "pip" && (e == "a:" || e == "a>b c") {
 				continue
 			}
-			err := CheckSpec(m, e)
+			_, err := parseSpec(m, e)
 			var se *SpecError
 			if !errors.As(err, &se) {
 				t.Errorf("%s: %q accepted", m, e)
@@ -57,7 +57,7 @@ func TestGrammar(t *testing.T) {
 			}
 		}
 	}
-	if CheckSpec("brew", "x") == nil {
+	if _, err := parseSpec("brew", "x"); err == nil {
 		t.Error("an unknown manager was accepted")
 	}
 }
@@ -113,7 +113,7 @@ func FuzzPipSpec(f *testing.F)   { fuzzSpec(f, "pip") }
 // fuzzSpec holds every grammar to what the builder relies on: one argument,
 // not an option, not a path or URL, printable, and stable under trimming.
 func fuzzSpec(f *testing.F, manager string) {
-	for _, m := range Managers() {
+	for _, m := range managerOrder {
 		for _, e := range accepted[m] {
 			f.Add(e)
 		}

@@ -79,13 +79,9 @@ type Step struct {
 	Pinned  bool
 }
 
-// Plan turns package lists into the chain of layers that they need above base,
+// plan turns package lists into the chain of layers that they need above base,
 // in build order. An empty list makes no layer. The epoch function chooses the
 // epoch of a step; nil means 0 for all.
-func Plan(base *Base, p Packages, epoch func(Step) int64) []Step {
-	return plan(base, p, 0, epoch)
-}
-
 func plan(base *Base, p Packages, generation int64, epoch func(Step) int64) []Step {
 	var steps []Step
 	parent := ""

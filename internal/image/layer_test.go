@@ -25,7 +25,7 @@ func keysOf(steps []Step) []string {
 func TestKeys(t *testing.T) {
 	base := &Base{Digest: "base", Arch: "amd64"}
 	all := Packages{Apt: []string{"a1"}, Cargo: []string{"c"}, Gem: []string{"g"}, Go: []string{"example.com/x"}, Npm: []string{"n"}, Pip: []string{"p", "q"}}
-	want := keysOf(Plan(base, all, nil))
+	want := keysOf(plan(base, all, 0, nil))
 	if len(want) != 6 || !slices.IsSorted(want) {
 		t.Fatalf("plan is %q", want)
 	}
@@ -33,28 +33,28 @@ func TestKeys(t *testing.T) {
 	same := all
 	same.Pip = []string{" p", "q ", "p"}
 	same.Npm = append(make([]string, 0, 9), "n")
-	if got := keysOf(Plan(base, same, nil)); !slices.Equal(got, want) {
+	if got := keysOf(plan(base, same, 0, nil)); !slices.Equal(got, want) {
 		t.Error("spaces and duplicates change the key")
 	}
 	order := all
 	order.Pip = []string{"q", "p"}
-	if got := keysOf(Plan(base, order, nil)); got[5] == want[5] || !slices.Equal(got[:5], want[:5]) {
+	if got := keysOf(plan(base, order, 0, nil)); got[5] == want[5] || !slices.Equal(got[:5], want[:5]) {
 		t.Error("the order of pip's list must change pip's key and no other")
 	}
 	apt := all
 	apt.Apt = []string{"a2"}
-	for i, k := range keysOf(Plan(base, apt, nil)) {
+	for i, k := range keysOf(plan(base, apt, 0, nil)) {
 		if k == want[i] {
 			t.Errorf("another apt list leaves %s", k)
 		}
 	}
 	none := all
 	none.Gem = nil
-	if got := keysOf(Plan(base, none, nil)); len(got) != 5 || got[1] != want[1] || got[2] == want[3] {
+	if got := keysOf(plan(base, none, 0, nil)); len(got) != 5 || got[1] != want[1] || got[2] == want[3] {
 		t.Error("an empty list makes no layer, and those above get another parent")
 	}
 	for name, other := range map[string]*Base{"digest": {Digest: "other", Arch: "amd64"}, "arch": {Digest: "base", Arch: "arm64"}} {
-		if keysOf(Plan(other, all, nil))[0] == want[0] {
+		if keysOf(plan(other, all, 0, nil))[0] == want[0] {
 			t.Errorf("another %s leaves the key", name)
 		}
 	}
@@ -64,11 +64,11 @@ func TestKeys(t *testing.T) {
 		}
 	}
 	// Layers that were made before there were generations stay hits.
-	if got := Plan(&Base{Digest: "base", Arch: "amd64"}, Packages{Npm: []string{"n"}}, nil)[0].Family; got != hashFields(layerFormat, "2", "base", "amd64", "", "npm", "n") {
+	if got := plan(&Base{Digest: "base", Arch: "amd64"}, Packages{Npm: []string{"n"}}, 0, nil)[0].Family; got != hashFields(layerFormat, "2", "base", "amd64", "", "npm", "n") {
 		t.Errorf("the family of generation 0 is %s", got)
 	}
-	fresh := Plan(base, all, func(Step) int64 { return 1 })
-	if fresh[0].Key == Plan(base, all, nil)[0].Key || fresh[0].Family != Plan(base, all, nil)[0].Family {
+	fresh := plan(base, all, 0, func(Step) int64 { return 1 })
+	if fresh[0].Key == plan(base, all, 0, nil)[0].Key || fresh[0].Family != plan(base, all, 0, nil)[0].Family {
 		t.Error("an epoch must change the key and not the family")
 	}
 }

@@ -10,9 +10,6 @@ import (
 // of the promise: a later manager may use what an earlier one installed.
 var managerOrder = [...]string{"apt", "cargo", "gem", "go", "npm", "pip"}
 
-// Managers returns the package managers in build order.
-func Managers() []string { return slices.Clone(managerOrder[:]) }
-
 // Caps on what an environment may list.
 const (
 	maxEntries  = 256 // entries of one manager
@@ -92,15 +89,6 @@ func CheckPackages(p Packages) error {
 				return err
 			}
 		}
-	}
-	return nil
-}
-
-// CheckSpec checks one entry by its manager's grammar. The error is a *SpecError
-// with Index -1. Whether the package exists is not checked.
-func CheckSpec(manager, entry string) error {
-	if _, err := parseSpec(manager, entry); err != nil {
-		return err
 	}
 	return nil
 }

@@ -150,7 +150,7 @@ type HostConfig struct {
 	// promised. Zero: 1.
 	DiskOvercommit float64 `yaml:"disk_overcommit"`
 	// DiskReserve stays free on the data directory's file system for the
-	// database, logs and package layers. Zero: a twentieth of it, at most 1 GiB.
+	// database, logs and package layers, and on the cache directory's. Zero: a twentieth of it, at most 1 GiB.
 	DiskReserve Bytes `yaml:"disk_reserve"`
 	// Processes and threads of the host. Zero: seven eighths of what the kernel
 	// allows, or all but 4096 if that is more.

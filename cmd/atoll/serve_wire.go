@@ -143,7 +143,9 @@ func (w *wiring) openImages(context.Context) (err error) {
 
 // openDownloads opens the cache of what package managers downloaded.
 func (c *Config) openDownloads(log *slog.Logger) (*image.Downloads, error) {
-	return image.OpenDownloads(image.DownloadsConfig{Dir: filepath.Join(c.Cache, "downloads"), Quota: int64(c.Packages.DownloadQuota), Logger: log})
+	return image.OpenDownloads(image.DownloadsConfig{
+		Dir: filepath.Join(c.Cache, "downloads"), Quota: int64(c.Packages.DownloadQuota), Reserve: int64(c.Host.DiskReserve), Logger: log,
+	})
 }
 
 // openControl joins the parts, brings world and store together, and makes the

@@ -411,6 +411,9 @@ func (w *internet) packet(f []byte) {
 	if (proto == unix.IPPROTO_TCP || proto == unix.IPPROTO_UDP) && len(f) >= at+4 {
 		port = binary.BigEndian.Uint16(f[at+2:])
 	}
+	if proto == unix.IPPROTO_TCP && endsOnly(f, at) {
+		return // it may come at any time after its case has looked
+	}
 	if dst.IsMulticast() && dst.Is6() {
 		return // the host's own neighbour discovery
 	}
@@ -439,6 +442,19 @@ func (w *internet) packet(f []byte) {
 		return
 	}
 	w.stray(what)
+}
+
+// endsOnly tells whether a TCP segment opens nothing and carries nothing: an
+// acknowledgement, a FIN or a reset of a connection that was noted when it began.
+func endsOnly(f []byte, at int) bool {
+	if len(f) < at+14 || f[at+13]&2 != 0 { // SYN
+		return false
+	}
+	end := 14 + int(binary.BigEndian.Uint16(f[16:])) // IPv4: the frame may be padded
+	if binary.BigEndian.Uint16(f[12:]) == 0x86dd {
+		end = 54 + int(binary.BigEndian.Uint16(f[18:]))
+	}
+	return end <= at+int(f[at+12]>>4)*4
 }
 
 // resolverAddress is where the host's own resolver is, for tests that use it.

@@ -4,39 +4,64 @@ import "encoding/json"
 
 // AgentCreate is the body of a create.
 type AgentCreate struct {
-	Name              string                       `json:"name" api:"required"`
-	Model             ModelParams                  `json:"model" api:"required"`
-	Description       Opt[string]                  `json:"description,omitzero"`
-	System            Opt[string]                  `json:"system,omitzero"`
-	Tools             Opt[[]ToolParams]            `json:"tools,omitzero"`
-	MCPServers        Opt[[]MCPServerParams]       `json:"mcp_servers,omitzero"`
-	Skills            Opt[[]json.RawMessage]       `json:"skills,omitzero"`
-	Metadata          Opt[map[string]string]       `json:"metadata,omitzero"`
-	Multiagent        Opt[json.RawMessage]         `json:"multiagent,omitzero"`
+	// Name has 1 to 256 characters.
+	Name string `json:"name" api:"required"`
+	// Model is what the agent's turns are asked of.
+	Model ModelParams `json:"model" api:"required"`
+	// Description has at most 2048 characters; absent or null means none.
+	Description Opt[string] `json:"description,omitzero"`
+	// System is the system prompt, at most 100,000 characters; absent or null means none.
+	System Opt[string] `json:"system,omitzero"`
+	// Tools are at most 256; absent means none.
+	Tools Opt[[]ToolParams] `json:"tools,omitzero"`
+	// MCPServers are at most 20, each used by one mcp_toolset of Tools; absent means none.
+	MCPServers Opt[[]MCPServerParams] `json:"mcp_servers,omitzero"`
+	// Skills must be absent or empty until skills are supported.
+	Skills Opt[[]json.RawMessage] `json:"skills,omitzero"`
+	// Metadata are at most 16 pairs; absent means none.
+	Metadata Opt[map[string]string] `json:"metadata,omitzero"`
+	// Multiagent must be absent or null until it is supported.
+	Multiagent Opt[json.RawMessage] `json:"multiagent,omitzero"`
+	// ExecutionIdentity is service_account when absent; aws_role is refused.
 	ExecutionIdentity Opt[ExecutionIdentityParams] `json:"execution_identity,omitzero"`
 }
 
 // AgentUpdate is the body of an update. Absent fields keep what is stored.
 type AgentUpdate struct {
-	Version           Opt[int]                     `json:"version,omitzero"`
-	Name              Opt[string]                  `json:"name,omitzero"`
-	Model             Opt[ModelParams]             `json:"model,omitzero"`
-	Description       Opt[string]                  `json:"description,omitzero"`
-	System            Opt[string]                  `json:"system,omitzero"`
-	Tools             Opt[[]ToolParams]            `json:"tools,omitzero"`
-	MCPServers        Opt[[]MCPServerParams]       `json:"mcp_servers,omitzero"`
-	Skills            Opt[[]json.RawMessage]       `json:"skills,omitzero"`
-	Metadata          Opt[map[string]Opt[string]]  `json:"metadata,omitzero"`
-	Multiagent        Opt[json.RawMessage]         `json:"multiagent,omitzero"`
+	// Version, when given, must be the newest version, or the update is refused with a conflict.
+	Version Opt[int] `json:"version,omitzero"`
+	// Name replaces the name; null is refused.
+	Name Opt[string] `json:"name,omitzero"`
+	// Model replaces the model whole; null is refused.
+	Model Opt[ModelParams] `json:"model,omitzero"`
+	// Description replaces the description; null or "" clears it.
+	Description Opt[string] `json:"description,omitzero"`
+	// System replaces the system prompt; null or "" clears it.
+	System Opt[string] `json:"system,omitzero"`
+	// Tools replace all tools; null clears them.
+	Tools Opt[[]ToolParams] `json:"tools,omitzero"`
+	// MCPServers replace all servers; null clears them.
+	MCPServers Opt[[]MCPServerParams] `json:"mcp_servers,omitzero"`
+	// Skills must be absent, null or empty until skills are supported.
+	Skills Opt[[]json.RawMessage] `json:"skills,omitzero"`
+	// Metadata is a patch: a string sets a key, null deletes it, keys that are not named stay.
+	Metadata Opt[map[string]Opt[string]] `json:"metadata,omitzero"`
+	// Multiagent must be absent or null until it is supported.
+	Multiagent Opt[json.RawMessage] `json:"multiagent,omitzero"`
+	// ExecutionIdentity replaces the identity; aws_role is refused.
 	ExecutionIdentity Opt[ExecutionIdentityParams] `json:"execution_identity,omitzero"`
 }
 
 // ModelParams is a model in a request: a string, which is the id, or an object.
 type ModelParams struct {
-	ID           string            `json:"id" api:"required"`
-	Speed        Opt[string]       `json:"speed,omitzero"`
-	Effort       Opt[EffortParams] `json:"effort,omitzero"`
-	InferenceGeo Opt[string]       `json:"inference_geo,omitzero"`
+	// ID is the model's name, 1 to 256 characters. Whether the endpoint has it is not checked.
+	ID string `json:"id" api:"required"`
+	// Speed is standard or fast; absent or null leaves it to the endpoint.
+	Speed Opt[string] `json:"speed,omitzero"`
+	// Effort is absent or null when the model's own default is wanted.
+	Effort Opt[EffortParams] `json:"effort,omitzero"`
+	// InferenceGeo has 1 to 64 characters; absent or null means none.
+	InferenceGeo Opt[string] `json:"inference_geo,omitzero"`
 }
 
 func (m *ModelParams) bind(path string, n *node) error {
@@ -58,6 +83,7 @@ func (m *ModelParams) bind(path string, n *node) error {
 
 // EffortParams is an effort in a request: a string or {"type":…}.
 type EffortParams struct {
+	// Type is low, medium, high, xhigh or max.
 	Type string `json:"type"`
 }
 
@@ -76,7 +102,9 @@ func (e *EffortParams) bind(path string, n *node) error {
 // ExecutionIdentityParams is an execution identity in a request. RoleARN is
 // there with the type aws_role.
 type ExecutionIdentityParams struct {
-	Type    string      `json:"type" api:"required"`
+	// Type is service_account or aws_role.
+	Type string `json:"type" api:"required"`
+	// RoleARN names the role of type aws_role.
 	RoleARN Opt[string] `json:"role_arn,omitzero"`
 }
 
@@ -94,9 +122,12 @@ func (e *ExecutionIdentityParams) bind(path string, n *node) error {
 
 // MCPServerParams is an MCP server in a request.
 type MCPServerParams struct {
+	// Type is "url".
 	Type string `json:"type" api:"required"`
+	// Name is unique in the agent, 1 to 255 characters.
 	Name string `json:"name" api:"required"`
-	URL  string `json:"url" api:"required"`
+	// URL is http or https, at most 2048 characters, without credentials.
+	URL string `json:"url" api:"required"`
 }
 
 func (s *MCPServerParams) bind(path string, n *node) error {
@@ -108,8 +139,11 @@ func (s *MCPServerParams) bind(path string, n *node) error {
 
 // ToolParams is a tool in a request: exactly one member is set.
 type ToolParams struct {
-	Agent  *AgentToolsetParams
-	MCP    *MCPToolsetParams
+	// Agent is of type agent_toolset_20260401.
+	Agent *AgentToolsetParams
+	// MCP is of type mcp_toolset.
+	MCP *MCPToolsetParams
+	// Custom is of type custom.
 	Custom *CustomToolParams
 }
 
@@ -146,27 +180,40 @@ func (t *ToolParams) bind(path string, n *node) error {
 
 // AgentToolsetParams turns the built-in tools on.
 type AgentToolsetParams struct {
-	Type          string                 `json:"type" api:"required"`
+	// Type is ToolsetAgent.
+	Type string `json:"type" api:"required"`
+	// DefaultConfig holds for tools that Configs does not name; absent means the defaults of its
+	// fields.
 	DefaultConfig Opt[ToolDefaultParams] `json:"default_config,omitzero"`
-	Configs       Opt[[]BuiltinParams]   `json:"configs,omitzero"`
+	// Configs are tools with settings of their own, each name once; absent means none.
+	Configs Opt[[]BuiltinParams] `json:"configs,omitzero"`
 }
 
 // MCPToolsetParams turns the tools of an MCP server on.
 type MCPToolsetParams struct {
-	Type          string                 `json:"type" api:"required"`
-	MCPServerName string                 `json:"mcp_server_name" api:"required"`
+	// Type is ToolsetMCP.
+	Type string `json:"type" api:"required"`
+	// MCPServerName is the name of one of the agent's MCP servers.
+	MCPServerName string `json:"mcp_server_name" api:"required"`
+	// DefaultConfig holds for tools that Configs does not name; absent means the defaults of its
+	// fields.
 	DefaultConfig Opt[ToolDefaultParams] `json:"default_config,omitzero"`
-	Configs       Opt[[]MCPToolParams]   `json:"configs,omitzero"`
+	// Configs are tools with settings of their own, each name once; absent means none.
+	Configs Opt[[]MCPToolParams] `json:"configs,omitzero"`
 }
 
 // ToolDefaultParams holds for the tools of a set that no config names.
 type ToolDefaultParams struct {
-	Enabled          Opt[bool]         `json:"enabled,omitzero"`
+	// Enabled is true when absent.
+	Enabled Opt[bool] `json:"enabled,omitzero"`
+	// PermissionPolicy, when absent, is always_allow in the agent toolset and always_ask in an
+	// mcp_toolset.
 	PermissionPolicy Opt[PolicyParams] `json:"permission_policy,omitzero"`
 }
 
 // PolicyParams is a permission policy in a request.
 type PolicyParams struct {
+	// Type is always_allow, always_ask or auto.
 	Type string `json:"type" api:"required"`
 }
 
@@ -179,23 +226,38 @@ func (p *PolicyParams) bind(path string, n *node) error {
 
 // MCPToolParams configures one tool of an MCP server.
 type MCPToolParams struct {
-	Name             string            `json:"name" api:"required"`
-	Enabled          Opt[bool]         `json:"enabled,omitzero"`
+	// Name is the tool's name at its server, 1 to 128 characters. Whether the server has it is not
+	// checked.
+	Name string `json:"name" api:"required"`
+	// Enabled is the toolset's default when absent.
+	Enabled Opt[bool] `json:"enabled,omitzero"`
+	// PermissionPolicy is the toolset's default when absent.
 	PermissionPolicy Opt[PolicyParams] `json:"permission_policy,omitzero"`
 }
 
 // BuiltinParams configures one built-in tool. The members after
 // PermissionPolicy are accepted on the tools that have them only.
 type BuiltinParams struct {
-	Type             string               `json:"type,omitempty"`
-	Name             string               `json:"name" api:"required"`
-	Enabled          Opt[bool]            `json:"enabled,omitzero"`
-	PermissionPolicy Opt[PolicyParams]    `json:"permission_policy,omitzero"`
-	AllowedDomains   Opt[[]string]        `json:"allowed_domains,omitzero"`
-	BlockedDomains   Opt[[]string]        `json:"blocked_domains,omitzero"`
-	MaxContentTokens Opt[int]             `json:"max_content_tokens,omitzero"`
-	URLSources       Opt[json.RawMessage] `json:"url_sources,omitzero"`
-	UserLocation     Opt[LocationParams]  `json:"user_location,omitzero"`
+	// Type is the tool's name again, or absent.
+	Type string `json:"type,omitempty"`
+	// Name is one of BuiltinTools.
+	Name string `json:"name" api:"required"`
+	// Enabled is the toolset's default when absent.
+	Enabled Opt[bool] `json:"enabled,omitzero"`
+	// PermissionPolicy is the toolset's default when absent.
+	PermissionPolicy Opt[PolicyParams] `json:"permission_policy,omitzero"`
+	// AllowedDomains are 1 to 64 hosts, for web_search with a path behind; absent means all that the
+	// environment allows. Null is refused.
+	AllowedDomains Opt[[]string] `json:"allowed_domains,omitzero"`
+	// BlockedDomains are 1 to 64 hosts, for web_search with a path behind; absent means none. Null is
+	// refused.
+	BlockedDomains Opt[[]string] `json:"blocked_domains,omitzero"`
+	// MaxContentTokens bounds the text of one fetched page, at least 1 token; absent means unbounded.
+	MaxContentTokens Opt[int] `json:"max_content_tokens,omitzero"`
+	// URLSources must be absent or null: this server has no machinery for it.
+	URLSources Opt[json.RawMessage] `json:"url_sources,omitzero"`
+	// UserLocation is passed to the search endpoint; absent means unknown.
+	UserLocation Opt[LocationParams] `json:"user_location,omitzero"`
 }
 
 func (p *BuiltinParams) bind(path string, n *node) error {
@@ -230,10 +292,15 @@ func (p *BuiltinParams) bind(path string, n *node) error {
 
 // LocationParams is a user's location in a request.
 type LocationParams struct {
-	Type     string      `json:"type" api:"required"`
-	City     Opt[string] `json:"city,omitzero"`
-	Region   Opt[string] `json:"region,omitzero"`
-	Country  Opt[string] `json:"country,omitzero"`
+	// Type is "approximate".
+	Type string `json:"type" api:"required"`
+	// City has 1 to 255 characters; absent means unknown.
+	City Opt[string] `json:"city,omitzero"`
+	// Region has 1 to 255 characters; absent means unknown.
+	Region Opt[string] `json:"region,omitzero"`
+	// Country is two capital letters, a code of ISO 3166-1; absent means unknown.
+	Country Opt[string] `json:"country,omitzero"`
+	// Timezone has 1 to 255 characters, a name of the IANA database; absent means unknown.
 	Timezone Opt[string] `json:"timezone,omitzero"`
 }
 
@@ -246,9 +313,13 @@ func (l *LocationParams) bind(path string, n *node) error {
 
 // CustomToolParams is a custom tool in a request.
 type CustomToolParams struct {
-	Type        string          `json:"type" api:"required"`
-	Name        string          `json:"name" api:"required"`
-	Description string          `json:"description" api:"required"`
+	// Type is "custom".
+	Type string `json:"type" api:"required"`
+	// Name is unique among the agent's tools; letters, digits, - and _.
+	Name string `json:"name" api:"required"`
+	// Description tells the model what the tool does; not empty.
+	Description string `json:"description" api:"required"`
+	// InputSchema is a JSON schema of type object. Beyond that it is not checked.
 	InputSchema json.RawMessage `json:"input_schema" api:"required"`
 }
 

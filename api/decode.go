@@ -19,9 +19,14 @@ const (
 	MaxValues = 200_000
 )
 
-// FieldError says what is wrong with a request body. Path is empty when it is
-// the body as a whole.
-type FieldError struct{ Path, Reason string }
+// FieldError says what is wrong with a request body.
+type FieldError struct {
+	// Path names the field, like config.packages.pip[0]; empty for the body as a
+	// whole.
+	Path string
+	// Reason is a sentence in the API's words.
+	Reason string
+}
 
 // Error returns "PATH: REASON", or the reason alone.
 func (e *FieldError) Error() string {

@@ -22,23 +22,30 @@ const (
 
 // EventsSend is the body of a send.
 type EventsSend struct {
+	// Events are 1 to MaxSendEvents, taken all or none.
 	Events []EventParams `json:"events" api:"required"`
 }
 
 // EventsSent answers a send: the events as they are stored, in the order in
 // which they were sent.
 type EventsSent struct {
+	// Data are whole events, with ids; never null.
 	Data []json.RawMessage `json:"data"`
 }
 
 // EventParams is an event in a request: Type says which of the members is set.
 // user.message and system.message have Message.
 type EventParams struct {
-	Type         string
-	Message      *MessageFields
-	Interrupt    *InterruptFields
+	// Type is one of the types of events that a client may send.
+	Type string
+	// Message belongs to user.message and system.message.
+	Message *MessageFields
+	// Interrupt belongs to user.interrupt.
+	Interrupt *InterruptFields
+	// Confirmation belongs to user.tool_confirmation.
 	Confirmation *ConfirmationFields
-	ToolResult   *CustomToolResultFields
+	// ToolResult belongs to user.custom_tool_result.
+	ToolResult *CustomToolResultFields
 }
 
 // Fields is what the event has beside its head, as it is stored.

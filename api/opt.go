@@ -6,8 +6,9 @@ import "encoding/json"
 // absent. Fields of this type carry the tag option omitzero, so that an absent
 // one stays absent when a request is written.
 type Opt[T any] struct {
-	Set   bool // the field was in the body, as null or as a value
-	Null  bool // the field was there and null
+	Set  bool // the field was in the body, as null or as a value
+	Null bool // the field was there and null
+	// Value is the zero value unless the field was given.
 	Value T
 }
 

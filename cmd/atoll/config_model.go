@@ -72,8 +72,11 @@ type WebSearchConfig struct {
 	Headers map[string]string `yaml:"headers"`
 	// Results, Title, Link and Snippet say where in the reply they lie.
 	Results string `yaml:"results"`
-	Title   string `yaml:"title"`
-	Link    string `yaml:"link"`
+	// Title is the member of a result that holds its title.
+	Title string `yaml:"title"`
+	// Link is the member of a result that holds its address.
+	Link string `yaml:"link"`
+	// Snippet is the member of a result that holds its text.
 	Snippet string `yaml:"snippet"`
 	// Count is how many results there are at most.
 	Count int `yaml:"count"`

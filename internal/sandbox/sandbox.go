@@ -109,9 +109,13 @@ const (
 
 // Info describes a sandbox that exists.
 type Info struct {
-	ID        string
-	State     State
-	Labels    map[string]string
+	// ID is the sandbox's, as Spec.ID named it.
+	ID string
+	// State is one of the State constants.
+	State State
+	// Labels are those of Spec.Labels; nil when there were none.
+	Labels map[string]string
+	// CreatedAt is when Create began, by the host's clock.
 	CreatedAt time.Time
 	// Files is true while the sandbox's files are there: always, but for a
 	// stopped one that a restart of the machine took them from or that never
@@ -121,9 +125,12 @@ type Info struct {
 
 // Usage is what a sandbox uses at one moment.
 type Usage struct {
+	// MemoryBytes counts what its cgroup holds, gVisor's own part and files in memory included.
 	MemoryBytes int64
-	Processes   int
-	DiskBytes   int64
+	// Processes counts processes and threads inside, as the limit counts them.
+	Processes int
+	// DiskBytes is what the sandbox's private disk holds in whole blocks.
+	DiskBytes int64
 	// OOMKills counts processes that the memory limit ended so far.
 	OOMKills int64
 }
@@ -149,8 +156,12 @@ type Command struct {
 	TTY *WindowSize
 }
 
-// WindowSize is the size of a terminal in characters.
-type WindowSize struct{ Rows, Cols uint16 }
+// WindowSize is the size of a terminal in characters. Zero leaves it to the
+// program.
+type WindowSize struct {
+	// Rows is the height, Cols the width.
+	Rows, Cols uint16
+}
 
 // Exit says how a program ended.
 type Exit struct {
@@ -204,12 +215,16 @@ type Engine interface {
 
 // FileInfo describes a file in a sandbox.
 type FileInfo struct {
+	// Path is absolute, as it was asked for.
 	Path string
-	Dir  bool
+	// Dir tells a directory from a regular file.
+	Dir bool
 	// Size of a regular file in bytes; -1 when it is known at the end of the
 	// content only (long files of /proc).
-	Size  int64
-	Mode  uint32
+	Size int64
+	// Mode holds the permission bits, as chmod takes them.
+	Mode uint32
+	// Mtime is when the content last changed, by the sandbox's clock.
 	Mtime time.Time
 }
 

@@ -33,7 +33,8 @@ type ToolCall struct {
 	// ID names the call: 1–128 of [A-Za-z0-9_-]. The same ID is the same call.
 	ID string
 	// Name is one of the Tool constants; Input is the JSON object for it.
-	Name  string
+	Name string
+	// Input is the JSON object for the tool, at most MaxToolInput.
 	Input []byte
 	// Roots are directories that the file tools may reach besides Spec.Dir.
 	Roots []string
@@ -48,7 +49,8 @@ type ToolCall struct {
 
 // ToolResult is what came of a call, in the words that the model is told.
 type ToolResult struct {
-	Text    string // valid UTF-8, at most MaxToolText bytes; may be empty
+	Text string // valid UTF-8, at most MaxToolText bytes; may be empty
+	// IsError tells the model that the tool failed or refused.
 	IsError bool
 }
 

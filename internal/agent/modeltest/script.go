@@ -17,9 +17,12 @@ import (
 // blocks in this order. "{{result}}" in Text stands for the text of the tool
 // results in the request's last message.
 type Reply struct {
-	Thinking string    `json:"thinking,omitempty"`
-	Text     string    `json:"text,omitempty"`
-	Tools    []ToolUse `json:"tools,omitempty"`
+	// Thinking is the text of a signed thinking block; empty means none.
+	Thinking string `json:"thinking,omitempty"`
+	// Text is the text of a text block; empty means none.
+	Text string `json:"text,omitempty"`
+	// Tools become tool_use blocks with ids of the server's.
+	Tools []ToolUse `json:"tools,omitempty"`
 	// Stop is the stop reason; empty means tool_use with Tools, else end_turn.
 	Stop string `json:"stop,omitempty"`
 	// InputTokens is what the reply claims the request had; zero means a
@@ -43,15 +46,20 @@ type Frame struct {
 
 // ToolUse is a tool_use block.
 type ToolUse struct {
-	Name  string          `json:"name"`
+	// Name is the tool's name.
+	Name string `json:"name"`
+	// Input is sent as it stands, be it JSON or not; empty means {}.
 	Input json.RawMessage `json:"input"`
 }
 
 // Failure is a request that does not succeed: with an HTTP status and the
 // API's error body, or, with status 200, in the middle of the stream.
 type Failure struct {
-	Status     int    `json:"status"`
-	Times      int    `json:"times,omitempty"`
+	// Status is the HTTP status.
+	Status int `json:"status"`
+	// Times is how often the request fails before it succeeds; zero: always.
+	Times int `json:"times,omitempty"`
+	// RetryAfter is the header retry-after; empty means none.
 	RetryAfter string `json:"retry_after,omitempty"`
 	// Stream says how a reply of status 200 breaks: cut (the connection ends),
 	// error (an error event of type overloaded_error) or malformed (data that is
@@ -164,7 +172,8 @@ func (m message) results() string {
 type Rule struct {
 	// Match is looked for in the text of the message.
 	Match *regexp.Regexp
-	Play  Script
+	// Play is the script that answers the message.
+	Play Script
 }
 
 // Paused ends the text of a reply with the stop reason pause_turn: the client

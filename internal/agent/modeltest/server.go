@@ -34,8 +34,11 @@ type Server struct {
 
 // Request is a request that the server got.
 type Request struct {
-	Model  string
-	Body   []byte
+	// Model is the model that the request names.
+	Model string
+	// Body is the request as it came.
+	Body []byte
+	// Header holds the request's header fields.
 	Header http.Header
 }
 

@@ -51,6 +51,7 @@ type Result struct {
 	// they stand on the wire. It is never empty: a tool that says nothing has
 	// the text "(no output)".
 	Content []json.RawMessage
+	// IsError tells the model that the tool failed or did not run.
 	IsError bool
 	// Failed is set when an MCP server could not be reached for the call.
 	// Content tells the model.
@@ -69,6 +70,7 @@ const (
 
 // Tool is one tool that is offered to the model.
 type Tool struct {
+	// Kind says who runs it.
 	Kind Kind
 	// ModelName is what the model calls it, unique in the session and fit for
 	// the Messages API. Built-in and custom tools keep their names; a tool of an
@@ -76,8 +78,10 @@ type Tool struct {
 	ModelName string
 	// Name and Server are what events name.
 	Name, Server string
-	Description  string
-	InputSchema  json.RawMessage
+	// Description tells the model what the tool does; it may be empty.
+	Description string
+	// InputSchema is a JSON schema of type object.
+	InputSchema json.RawMessage
 	// Permission is the policy that applies: always_allow, always_ask or auto.
 	// Empty for custom tools.
 	Permission string
@@ -130,11 +134,14 @@ type Config struct {
 
 // SessionConfig is what the tools of one session work with.
 type SessionConfig struct {
-	ID  string // of the session
+	ID string // of the session
+	// Box runs the tools of the sandbox and keeps results that are too long.
+	// Required.
 	Box Box
 	// Tools and MCPServers of the session's agent. When they change, open
 	// another Session.
-	Tools      []api.Tool
+	Tools []api.Tool
+	// MCPServers are those of the session's agent.
 	MCPServers []api.MCPServer
 	// Web is what web_fetch and web_search may reach: the environment's
 	// allowed_hosts alone under limited. Nil means nothing.

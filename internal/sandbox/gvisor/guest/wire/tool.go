@@ -22,19 +22,23 @@ const (
 
 // ToolRequest asks the tool daemon of a sandbox for something.
 type ToolRequest struct {
+	// Op is OpRun or OpCancel.
 	Op string `json:"op"`
 	// ID names the call.
 	ID string `json:"id"`
 	// The rest belongs to OpRun.
-	Name  string          `json:"name,omitempty"`
+	Name string `json:"name,omitempty"`
+	// Input is the tool's JSON object.
 	Input json.RawMessage `json:"input,omitempty"`
 	// Dir is the working directory, Env the environment of programs.
-	Dir string   `json:"dir,omitempty"`
+	Dir string `json:"dir,omitempty"`
+	// Env is the whole environment of the programs, as KEY=VALUE.
 	Env []string `json:"env,omitempty"`
 	// Roots are where the file tools may go besides Dir; Spill is the directory
 	// for output that is too long.
 	Roots []string `json:"roots,omitempty"`
-	Spill string   `json:"spill,omitempty"`
+	// Spill is the directory for output that is too long for a reply.
+	Spill string `json:"spill,omitempty"`
 	// TimeoutMS is how long a tool may take that brings no limit of its own.
 	TimeoutMS int64 `json:"timeout_ms,omitempty"`
 }
@@ -42,8 +46,11 @@ type ToolRequest struct {
 // ToolReply is the daemon's answer. Failure is set when there is no result
 // because something is wrong with the daemon or the request.
 type ToolReply struct {
-	Text    string `json:"text,omitempty"`
-	IsError bool   `json:"is_error,omitempty"`
+	// Text is what the tool says, valid UTF-8; empty when it says nothing.
+	Text string `json:"text,omitempty"`
+	// IsError: the tool failed or refused, and Text says why.
+	IsError bool `json:"is_error,omitempty"`
+	// Failure says why there is no result; empty when there is one.
 	Failure string `json:"failure,omitempty"`
 }
 

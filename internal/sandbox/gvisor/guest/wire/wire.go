@@ -28,16 +28,23 @@ const (
 // Head is the guest's answer to one request: a line of JSON, followed for a
 // read by the content. A Kind other than KindNone says the request failed.
 type Head struct {
+	// Kind is one of the Kind constants.
 	Kind string `json:"kind,omitempty"`
+	// Text says what went wrong, at most 1,024 bytes; empty with KindNone.
 	Text string `json:"text,omitempty"`
+	// Path is the file that the answer is about.
 	Path string `json:"path,omitempty"`
-	Dir  bool   `json:"dir,omitempty"`
+	// Dir: Path is a directory.
+	Dir bool `json:"dir,omitempty"`
 	// Size is that of a file in bytes. With Unsized it is 0: the size is known at
 	// the end of the content only, as with long files of /proc.
-	Size    int64     `json:"size,omitempty"`
-	Unsized bool      `json:"unsized,omitempty"`
-	Mode    uint32    `json:"mode,omitempty"`
-	Mtime   time.Time `json:"mtime,omitzero"`
+	Size int64 `json:"size,omitempty"`
+	// Unsized: the size of a regular file is known at the end of its content only.
+	Unsized bool `json:"unsized,omitempty"`
+	// Mode holds the permission bits of Path.
+	Mode uint32 `json:"mode,omitempty"`
+	// Mtime is when Path was last changed.
+	Mtime time.Time `json:"mtime,omitzero"`
 }
 
 // WriteHead writes h as one line.
@@ -82,7 +89,10 @@ func ReadHead(r io.ByteReader) (Head, error) {
 
 // ChunkWriter sends a stream whose end is explicit: a stream that breaks off
 // is told apart from one that is complete.
-type ChunkWriter struct{ W io.Writer }
+type ChunkWriter struct {
+	// W takes the chunks, each in one Write.
+	W io.Writer
+}
 
 // Write sends p as one chunk or several.
 func (c ChunkWriter) Write(p []byte) (int, error) {
@@ -108,6 +118,7 @@ func (c ChunkWriter) Close() error {
 // ChunkReader reads what a ChunkWriter sent. A stream without end mark ends in
 // io.ErrUnexpectedEOF.
 type ChunkReader struct {
+	// R is where the chunks come from.
 	R    io.Reader
 	left uint32
 	end  bool

@@ -20,6 +20,7 @@ type cursor struct {
 	Created int64  `json:"t,omitempty"` // microseconds
 	ID      string `json:"i,omitempty"`
 	Back    bool   `json:"b,omitempty"` // the page before, not after
+	Whole   bool   `json:"w,omitempty"` // with the row itself, if it is there
 	Version int    `json:"v,omitempty"` // of an agent, instead of Created and ID
 
 	// Of a list of events, instead of all but Scope: see eventWalk.
@@ -69,7 +70,7 @@ func readCursor(text, scope string) (cursor, error) {
 			forms++
 		}
 	}
-	if forms != 1 || !cursorTime(c.Created) || c.Seq < 0 || c.Place < 0 || c.Edge < 0 {
+	if forms != 1 || (c.Back || c.Whole) && c.ID == "" || !cursorTime(c.Created) || c.Seq < 0 || c.Place < 0 || c.Edge < 0 {
 		return cursor{}, bad
 	}
 	return c, nil
@@ -80,7 +81,7 @@ func cursorTime(us int64) bool { return us < 1<<55 }
 
 // page is what a Store is asked for.
 func (c cursor) page(limit int, ascending bool) Page {
-	p := Page{Limit: limit, Ascending: ascending}
+	p := Page{Limit: limit, Ascending: ascending, Inclusive: c.Whole}
 	if c.ID != "" {
 		mark := &Mark{CreatedAt: time.UnixMicro(c.Created).UTC(), ID: c.ID}
 		if c.Back {
@@ -95,6 +96,14 @@ func (c cursor) page(limit int, ascending bool) Page {
 // at is the cursor that goes on from a row.
 func at(scope string, created time.Time, id string, back bool) *string {
 	text := cursor{Scope: scope, Created: created.UnixMicro(), ID: id, Back: back}.String()
+	return &text
+}
+
+// turned is the cursor that goes back from where this one has led to: from a page
+// that is empty, because all of its rows were deleted, to the row before it.
+func (c cursor) turned() *string {
+	c.Back, c.Whole = !c.Back, !c.Whole
+	text := c.String()
 	return &text
 }
 

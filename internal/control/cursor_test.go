@@ -26,6 +26,13 @@ func TestCursor(t *testing.T) {
 			t.Errorf("page %+v of %s", page, text)
 		}
 	}
+	turned, err := readCursor(*cursor{Scope: scope, Created: made.UnixMicro(), ID: "env_1"}.turned(), scope)
+	if p := turned.page(7, false); err != nil || p.After != nil || p.Before == nil || p.Before.ID != "env_1" || !p.Inclusive {
+		t.Errorf("turned round it is %+v, %v", p, err)
+	}
+	if _, err := readCursor(cursor{Scope: scope, Seq: 5, Whole: true}.String(), scope); err == nil {
+		t.Error("a cursor of events with a direction is taken")
+	}
 	if p := (cursor{}).page(1, false); p.After != nil || p.Before != nil {
 		t.Errorf("the first page is %+v", p)
 	}

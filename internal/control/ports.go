@@ -77,11 +77,13 @@ type BuildRecord struct {
 
 // Page asks for one page of a list, newest first unless Ascending. After names
 // the last row of the previous page (its creation time and id); with Before set
-// instead the page that precedes that row is returned, in list order.
+// instead the page that precedes that row is returned, in list order. The row
+// itself need not be there any more; it is left out of the page unless Inclusive.
 type Page struct {
 	Limit         int
 	After, Before *Mark
 	Ascending     bool
+	Inclusive     bool
 }
 
 // Mark is a place in a list ordered by creation time and id.

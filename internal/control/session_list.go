@@ -78,6 +78,12 @@ func (s *Service) ListSessions(ctx context.Context, caller Caller, q SessionQuer
 		list.Data = append(list.Data, reply)
 	}
 	if len(recs) == 0 {
+		switch {
+		case from.Back:
+			list.NextPage = from.turned()
+		case from.ID != "":
+			list.PrevPage = from.turned()
+		}
 		return list, nil
 	}
 	top, bottom := recs[0], recs[len(recs)-1]

@@ -73,6 +73,9 @@ func fetch[T any](ctx context.Context, s *statements, l list, page control.Page,
 	if ascending {
 		op, order = ">", "ASC"
 	}
+	if page.Inclusive {
+		op += "="
+	}
 	if from != nil {
 		l.where("(created_at, id) "+op+" ($%d, $%d)", micros(from.CreatedAt), from.ID)
 	}

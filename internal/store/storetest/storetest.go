@@ -193,6 +193,16 @@ func pages[T any](f *fixture, limit int, ascending bool, mark func(T) control.Ma
 		}
 	}
 	f.same(back, all[:len(all)-1])
+	for _, page := range []control.Page{
+		{Limit: limit, Ascending: ascending, Before: &last, Inclusive: true},
+		{Limit: limit, Ascending: ascending, After: &last, Inclusive: true},
+	} {
+		rows, _, err := fetch(page)
+		f.ok(err)
+		if len(rows) == 0 || mark(rows[len(rows)-1]) != last || page.After != nil && len(rows) != 1 {
+			f.t.Errorf("with its own row the page %+v has %d rows", page, len(rows))
+		}
+	}
 	return all
 }
 

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/atoll-run/atoll/internal/control"
@@ -47,13 +48,27 @@ func NewDoors(config DoorsConfig) *Doors {
 }
 
 // Serve makes a server answer what comes to a listener, counted. It returns as
-// [http.Server.Serve] does.
+// [http.Server.Serve] does. The server's handler is one of [New]: it also answers
+// what net/http would answer by itself, as a request without method and path.
 func (d *Doors) Serve(server *http.Server, l *net.TCPListener) error {
+	handler := server.Handler
 	server.ReadHeaderTimeout, server.IdleTimeout, server.MaxHeaderBytes = headWait, idleWait, maxHead
+	server.DisableGeneralOptionsHandler = true
 	server.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
 		return context.WithValue(ctx, doorKey{}, c)
 	}
-	return server.Serve(&doorListener{TCPListener: l, doors: d})
+	server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if c, ok := r.Context().Value(doorKey{}).(*doorConn); ok {
+			c.answering.Store(true)
+		}
+		handler.ServeHTTP(w, r)
+	})
+	server.ConnState = func(c net.Conn, state http.ConnState) {
+		if c, ok := c.(*doorConn); ok && state == http.StateIdle {
+			c.answering.Store(false) // the reply is out
+		}
+	}
+	return server.Serve(&doorListener{TCPListener: l, doors: d, handler: handler})
 }
 
 const (
@@ -69,7 +84,8 @@ type doorKey struct{}
 
 type doorListener struct {
 	*net.TCPListener
-	doors *Doors
+	doors   *Doors
+	handler http.Handler // as in doorConn
 }
 
 // Accept implements net.Listener.
@@ -78,21 +94,43 @@ func (l *doorListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn := &doorConn{TCPConn: c, doors: l.doors}
+	conn := &doorConn{TCPConn: c, doors: l.doors, handler: l.handler}
 	l.doors.add(conn)
 	return conn, nil
 }
 
-// doorConn is one connection. The lock of its doors guards what follows doors.
+// doorConn is one connection. The lock of its doors guards what follows
+// answering; refused belongs to the goroutine that serves the connection.
 type doorConn struct {
 	*net.TCPConn
-	doors *Doors
+	doors   *Doors
+	handler http.Handler // answers in the place of net/http
+
+	refused   bool        // it has done so, which ends the connection
+	answering atomic.Bool // a request is with the handler, or its reply on the way
 
 	address    netip.Addr    // as strangers are counted
 	inAll      *list.Element // its place among all strangers; nil: it is none any more
 	inAddress  *list.Element // its place among those of its address
 	workspaces []string      // whose valid keys it has shown, each with one descriptor
 	closed     bool
+}
+
+// Write implements net.Conn. What is written while no request is with the handler
+// is a reply of net/http's own, in plain text and without an id; the handler's
+// takes its place.
+func (c *doorConn) Write(p []byte) (int, error) {
+	if c.answering.Load() {
+		return c.TCPConn.Write(p)
+	}
+	if c.refused {
+		return len(p), nil // the rest of that reply
+	}
+	c.refused = true
+	if _, err := c.TCPConn.Write(replyToProtocol(c.handler, c, readProtocolRefusal(p))); err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }
 
 // Close implements net.Conn.

@@ -67,7 +67,7 @@ func (w *watcher) SessionEnded(ctx context.Context, rec control.SessionRecord) e
 
 // rig is a server with a real store, and what a test needs to ask it.
 type rig struct {
-	t         *testing.T
+	t         testing.TB
 	url       string
 	client    *http.Client
 	service   *control.Service
@@ -101,13 +101,13 @@ func (s *syncBuffer) String() string {
 	return s.b.String()
 }
 
-func newRig(t *testing.T, sandboxes httpapi.Sandboxes) *rig {
+func newRig(t testing.TB, sandboxes httpapi.Sandboxes) *rig {
 	t.Helper()
 	return newRigWith(t, sandboxes, httpapi.DoorsConfig{}, func(*httpapi.Config) {})
 }
 
 // newRigWith is newRig with other bounds.
-func newRigWith(t *testing.T, sandboxes httpapi.Sandboxes, doors httpapi.DoorsConfig, change func(*httpapi.Config)) *rig {
+func newRigWith(t testing.TB, sandboxes httpapi.Sandboxes, doors httpapi.DoorsConfig, change func(*httpapi.Config)) *rig {
 	t.Helper()
 	ctx := context.Background()
 	db, err := store.Open(ctx, store.Config{Path: filepath.Join(t.TempDir(), "atoll.db")})

@@ -152,6 +152,10 @@ func (s *server) routes() map[string]methods {
 // route keeps the mux from redirecting what is not a clean path: it is not
 // there. Doubled slashes in a path that was percent-encoded are seen too.
 func (s *server) route(w http.ResponseWriter, r *http.Request) {
+	if refusal, ok := r.Context().Value(protocolKey{}).(protocolRefusal); ok {
+		s.writeProtocolRefusal(w, r, refusal)
+		return
+	}
 	clean := path.Clean("/" + r.URL.Path)
 	if clean != r.URL.Path || r.Method == http.MethodConnect || strings.Contains(r.URL.Path, "\x00") {
 		s.writeError(w, r, &control.Fault{Kind: control.NotFound, Message: "Not found"})

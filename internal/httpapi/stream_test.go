@@ -27,7 +27,7 @@ type frame struct {
 
 // reader reads a stream.
 type reader struct {
-	t     *testing.T
+	t     testing.TB
 	lines *bufio.Scanner
 	close func()
 	pings int

@@ -1,15 +1,14 @@
 package egress
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"strconv"
-	"sync"
 	"sync/atomic"
-	"time"
 )
 
 // Client is a user of a session's policy on the server's side.
@@ -63,7 +62,7 @@ func (g *Gateway) DialContext(ctx context.Context, c Client, network, address st
 	if err != nil {
 		return nil, err
 	}
-	if err := conn.open(ctx); err != nil {
+	if err := conn.open(ctx, c); err != nil {
 		return nil, err
 	}
 	return conn, nil
@@ -83,7 +82,7 @@ func (g *Gateway) Refuse(c Client, address, rule string) error {
 	if conn.st, err = g.clientState(c); err != nil {
 		return err
 	}
-	v := conn.decide(conn.st)
+	_, v := conn.decide(conn.st)
 	if v.reason == ReasonOK {
 		v = verdict{reason: ReasonNameNotAllowed, rule: rule}
 	}
@@ -104,114 +103,50 @@ func (g *Gateway) newClientConn(c Client, address string) (*clientConn, error) {
 	if err != nil || port == 0 {
 		return nil, fmt.Errorf("dialling %q: no such port", address)
 	}
-	conn := &clientConn{gateway: g, client: c, port: uint16(port), start: g.now()}
-	if addr, err := netip.ParseAddr(name); err == nil {
-		conn.addr = addr
-	} else if conn.host, err = Canonical(name); err != nil {
-		conn.claimed = InvalidHost
+	conn := &clientConn{id: c.ID, connection: connection{gateway: g, protocol: "tcp", source: c.Source, start: g.now()}}
+	conn.cut = conn.reset
+	addr, err := netip.ParseAddr(name)
+	if err != nil {
+		if conn.host, err = Canonical(name); err != nil {
+			conn.claimed = InvalidHost
+		}
 	}
+	conn.dest = netip.AddrPortFrom(addr, uint16(port))
 	return conn, nil
 }
 
 // clientConn is a connection of a client.
 type clientConn struct {
-	net.Conn // set by connected; the bare interface, so that nothing goes round the counters
-	gateway  *Gateway
-	client   Client
-	host     Host       // or zero
-	addr     netip.Addr // where the client named an address
-	claimed  string
-	port     uint16
-	start    time.Time
-	cancel   context.CancelFunc
-	st       *state // that it was decided under
+	net.Conn // the bare interface, so that nothing goes round the counters; guarded by mu until open has returned
+	connection
+	id       string // of the network
 	up, down atomic.Int64
-
-	mu     sync.Mutex // guards what follows
-	kept   *Record
-	ended  Reason // why it was closed from outside, or empty
-	dialed netip.Addr
-	done   bool
 }
 
 // open decides, connects and records.
-func (c *clientConn) open(ctx context.Context) error {
-	g := c.gateway
-	ctx, c.cancel = context.WithCancel(ctx)
-	st, err := g.clientState(c.client)
-	if err != nil {
+func (c *clientConn) open(ctx context.Context, client Client) (err error) {
+	c.ctx, c.cancel = context.WithCancel(ctx)
+	if c.st, err = c.gateway.clientState(client); err != nil {
 		return err
 	}
-	c.st = st
-	// Registered before the policy is read: who replaces it either finds this
-	// connection or came before it.
-	if !g.addClient(c) {
-		return c.refused(verdict{reason: ReasonConnectionLimit}, errors.New("too many connections of the server for this session"))
+	if reason := c.gateway.addClient(c); reason == ReasonConnectionLimit {
+		return c.refused(reason, errors.New("too many connections of the server for this session"))
+	} else if reason != ReasonOK {
+		return c.refused(reason, fmt.Errorf("%s is not allowed by the network policy of this environment", c.target()))
 	}
-	if now := g.current(c.client.ID); now != nil {
-		c.st = now
-	}
-	v := c.decide(c.st)
-	if v.reason != ReasonOK {
-		g.dropClient(c)
-		return c.refused(v, fmt.Errorf("%s is not allowed by the network policy of this environment", c.target()))
-	}
-	conn, err := c.dial(ctx)
+	conn, err := c.dial()
 	if err != nil {
-		g.dropClient(c)
-		v.reason = dialReason(err)
-		return c.refused(v, err)
+		return c.refused(dialReason(err), err)
 	}
-	return c.connected(conn, v)
-}
-
-// dial connects through the guard.
-func (c *clientConn) dial(ctx context.Context) (*net.TCPConn, error) {
-	g := c.gateway.guard
-	if !c.host.IsZero() {
-		return g.dial(ctx, c.st.answers, c.host, c.port)
-	}
-	if _, err := g.withoutUnknown(ctx, Host{}, []netip.Addr{c.addr}, c.port); err != nil {
-		return nil, &DialError{ReasonResolveFailed, err}
-	}
-	if err := g.check(Host{}, c.addr, c.port); err != nil {
-		return nil, err
-	}
-	return g.dialAny(ctx, Host{}, []netip.Addr{c.addr}, c.port)
-}
-
-// connected records the open connection, unless it was ended meanwhile.
-func (c *clientConn) connected(conn *net.TCPConn, v verdict) error {
 	c.mu.Lock()
-	c.Conn, c.dialed = conn, remoteIP(conn)
-	ended := c.ended
+	c.Conn = conn
 	c.mu.Unlock()
-	if err := c.gateway.guard.check(c.host, c.dialed, c.port); ended == "" && err != nil {
-		ended = dialReason(err)
+	if err := c.connected(conn); err != nil {
+		c.reset()
+		return c.refused(dialReason(err), err)
 	}
-	if ended != "" {
-		reset(conn)
-		c.gateway.dropClient(c)
-		return c.refused(verdict{reason: ended}, errors.New("the network policy changed"))
-	}
-	kept := c.record(Record{Reason: ReasonOK, Rule: v.rule, DialedAddress: conn.RemoteAddr().String()})
-	c.mu.Lock()
-	c.kept = kept
-	c.mu.Unlock()
+	c.passes(conn, Record{})
 	return nil
-}
-
-// decide says what a state's policy makes of the connection. The flags of an
-// environment open nothing to a web tool.
-func (c *clientConn) decide(st *state) verdict {
-	r := c.gateway.guard.rules.Load()
-	switch {
-	case c.claimed != "":
-		return verdict{reason: ReasonNameNotAllowed}
-	case c.host.IsZero():
-		return r.decideAddress(st.policy, c.port)
-	}
-	return r.decide(st.policy, c.host, c.port, c.client.Source)
 }
 
 // target names what was dialled, in canonical form.
@@ -219,29 +154,22 @@ func (c *clientConn) target() string {
 	switch {
 	case !c.host.IsZero():
 		return c.host.name
-	case c.addr.IsValid():
-		return c.addr.String()
+	case c.dest.IsValid():
+		return c.dest.Addr().String()
 	}
 	return "an invalid host"
 }
 
-func (c *clientConn) refused(v verdict, err error) error {
+// refused ends a connection that was not made, and says why.
+func (c *clientConn) refused(reason Reason, err error) error {
+	c.gateway.dropClient(c)
 	c.cancel()
-	c.record(Record{Reason: v.reason, Rule: v.rule})
+	c.record(Record{Reason: reason, Rule: c.choice.rule})
 	var d *DialError
 	if errors.As(err, &d) {
 		return d
 	}
-	return &DialError{v.reason, err}
-}
-
-func (c *clientConn) record(r Record) *Record {
-	r.Time, r.Host, r.ClaimedHost, r.Protocol, r.DestPort = c.start, c.host.name, c.claimed, "tcp", int(c.port)
-	if c.addr.IsValid() {
-		r.DestAddress = c.addr.String()
-	}
-	r.Source = c.client.Source
-	return c.gateway.record(c.st, r)
+	return &DialError{reason, err}
 }
 
 // Read counts.
@@ -262,35 +190,18 @@ func (c *clientConn) Write(b []byte) (int, error) {
 func (c *clientConn) Close() error {
 	c.gateway.dropClient(c)
 	c.cancel()
-	c.mu.Lock()
-	kept, done := c.kept, c.done
-	c.done = true
-	c.mu.Unlock()
-	if kept != nil && !done {
-		c.st.journal.finish(kept, c.up.Load(), c.down.Load())
-	}
+	c.finish(c.up.Load(), c.down.Load())
 	return c.Conn.Close()
 }
 
-// end closes the connection from outside.
-func (c *clientConn) end(reason Reason) {
+// reset closes the connection, if it was made, without ceremony.
+func (c *clientConn) reset() {
 	c.mu.Lock()
-	first, open, conn := c.ended == "", c.kept != nil, c.Conn
-	c.ended = reason
+	conn := c.Conn
 	c.mu.Unlock()
-	c.cancel()
-	if conn == nil {
-		return
+	if conn != nil {
+		reset(conn.(*net.TCPConn))
 	}
-	if first && open {
-		c.record(Record{Reason: reason})
-	}
-	reset(conn.(*net.TCPConn))
-}
-
-func remoteIP(c *net.TCPConn) netip.Addr {
-	at, _ := netip.ParseAddrPort(c.RemoteAddr().String()) // the kernel's own words
-	return at.Addr().Unmap()
 }
 
 // clientState is the state that a client's connection is decided under: the
@@ -326,32 +237,44 @@ func (g *Gateway) clientState(c Client) (*state, error) {
 	return st, nil
 }
 
-// addClient notes a client's connection, within the limit.
-func (g *Gateway) addClient(c *clientConn) bool {
+// addClient decides on a client's connection and, if it is allowed, registers it,
+// within the limit. The decision is made under the lock: enforceClients either
+// finds the connection or came before it.
+func (g *Gateway) addClient(c *clientConn) Reason {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	all := g.clients[c.client.ID]
-	if g.closed || len(all) >= maxClients || !g.config.Descriptors.Take(c.client.ID, clientDescriptors) {
-		return false
+	all := g.clients[c.id]
+	if g.closed || len(all) >= maxClients {
+		return ReasonConnectionLimit
+	}
+	if now := g.stateOf(c.id); now != nil {
+		c.st = now
+	}
+	if c.host, c.choice = c.decide(c.st); c.choice.reason != ReasonOK {
+		return c.choice.reason
+	}
+	if !g.config.Descriptors.Take(c.id, clientDescriptors) {
+		return ReasonConnectionLimit
 	}
 	if all == nil {
 		all = map[*clientConn]bool{}
-		g.clients[c.client.ID] = all
+		g.clients[c.id] = all
 	}
 	all[c] = true
-	return true
+	return ReasonOK
 }
 
+// dropClient takes a client's connection out of the register; it may not be in it.
 func (g *Gateway) dropClient(c *clientConn) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !g.clients[c.client.ID][c] {
-		return // it was dropped before
+	if !g.clients[c.id][c] {
+		return
 	}
-	g.config.Descriptors.Give(c.client.ID, clientDescriptors)
-	delete(g.clients[c.client.ID], c)
-	if len(g.clients[c.client.ID]) == 0 {
-		delete(g.clients, c.client.ID)
+	g.config.Descriptors.Give(c.id, clientDescriptors)
+	delete(g.clients[c.id], c)
+	if len(g.clients[c.id]) == 0 {
+		delete(g.clients, c.id)
 	}
 }
 
@@ -369,14 +292,7 @@ func (g *Gateway) clientsOf(id string) []*clientConn {
 // does not allow.
 func (g *Gateway) enforceClients(id string) {
 	for _, c := range g.clientsOf(id) {
-		st := g.current(id)
-		if st == nil {
-			st = c.st
-		}
-		c.mu.Lock()
-		dialed := c.dialed
-		c.mu.Unlock()
-		if c.decide(st).reason != ReasonOK || dialed.IsValid() && g.guard.check(c.host, dialed, c.port) != nil {
+		if !c.allowed(cmp.Or(g.current(id), c.st)) {
 			c.end(ReasonPolicyChanged)
 		}
 	}

@@ -188,14 +188,14 @@ func (f *flow) decoy(h hello) bool {
 	if err != nil || h.draft {
 		return false
 	}
-	log := f.slot.gateway.log
+	log := f.gateway.log
 	conn, err := f.dial()
 	if err != nil {
 		log.Debug("egress: not asked for its keys", "session", f.st.id, "host", f.host.name, "error", err)
 		return false
 	}
 	defer conn.Close()
-	ctx, cancel := context.WithTimeout(f.ctx, f.slot.gateway.config.Limits.Connect)
+	ctx, cancel := context.WithTimeout(f.ctx, f.gateway.config.Limits.Connect)
 	defer cancel()
 	keys, err := keysOf(ctx, conn, f.host)
 	if err != nil {

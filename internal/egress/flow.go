@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,27 +17,10 @@ const InvalidHost = "invalid"
 
 // flow is one TCP connection of a sandbox.
 type flow struct {
+	connection
 	slot   *slot
-	client *net.TCPConn
-	dest   netip.AddrPort // as the sandbox addressed it; zero if unknown
-	start  time.Time
-	ctx    context.Context
-	cancel context.CancelFunc
-
-	// The decision the connection was accepted under.
-	st     *state
-	host   Host // the name dest stands for, or zero
-	choice verdict
-	deny   Reason // what every request of a refused plain-HTTP connection is told
-
-	// asked is the address that told its keys for encrypted hellos; what follows
-	// goes there. The zero value means that none was asked. Only run's goroutine
-	// uses it.
-	asked netip.Addr
-
-	mu     sync.Mutex // guards what follows
-	ended  Reason     // why it was closed from outside, or empty
-	dialed netip.Addr // where its bytes go; zero: not connected, or not any more
+	client *net.TCPConn // the sandbox's side
+	deny   Reason       // what every request of a refused plain-HTTP connection is told
 }
 
 // originalDst asks the kernel where the sandbox meant to connect to.
@@ -62,27 +44,6 @@ func originalDst(c *net.TCPConn) (netip.AddrPort, error) {
 	return out, errors.Join(err, got)
 }
 
-// decide says what this session's policy makes of a destination.
-func (s *slot) decide(st *state, dest netip.AddrPort) (Host, verdict) {
-	addr, port := dest.Addr(), dest.Port()
-	switch {
-	case !dest.IsValid() || addr == netip.MustParseAddr(gatewayAddress):
-		return Host{}, verdict{reason: ReasonNoMapping}
-	case addr == refusalAddress():
-		return Host{}, verdict{reason: ReasonNameNotAllowed}
-	}
-	rules := s.gateway.guard.rules.Load()
-	host, ok := st.names.host(addr)
-	if !ok {
-		return Host{}, rules.decideAddress(st.policy, port)
-	}
-	v := rules.decide(st.policy, host, port, SourceSandbox)
-	if v.reason == ReasonNameNotAllowed {
-		v.reason = ReasonStaleMapping // it had an address, so it was allowed once
-	}
-	return host, v
-}
-
 // run handles the connection to its end.
 func (f *flow) run() {
 	switch {
@@ -102,7 +63,7 @@ func (f *flow) converse() {
 	switch kind {
 	case "tls":
 		h, err := f.hello(head)
-		reason, claimed := checkHello(h, err, f.host, f.slot.gateway.guard.rules.Load().allowECH)
+		reason, claimed := checkHello(h, err, f.host, f.gateway.guard.rules.Load().allowECH)
 		if reason == ReasonECHPresent && f.decoy(h) {
 			reason = ReasonOK
 		}
@@ -145,7 +106,7 @@ func (f *flow) refuse(reason Reason) {
 
 // hello reads the rest of a ClientHello that began with head.
 func (f *flow) hello(head []byte) (hello, error) {
-	return readHello(io.MultiReader(bytes.NewReader(head), f.client), f.slot.gateway.config.Limits.HelloSize)
+	return readHello(io.MultiReader(bytes.NewReader(head), f.client), f.gateway.config.Limits.HelloSize)
 }
 
 // claimed is the name a client sent, as records show it.
@@ -166,7 +127,7 @@ func (f *flow) claimed(sent string, err error) string {
 // peek reads the first bytes and says what they begin: "tls", "http" or
 // nothing known.
 func (f *flow) peek() ([]byte, string) {
-	_ = f.client.SetReadDeadline(time.Now().Add(f.slot.gateway.config.Limits.Hello))
+	_ = f.client.SetReadDeadline(time.Now().Add(f.gateway.config.Limits.Hello))
 	buf := make([]byte, 0, 2048)
 	for {
 		n, err := f.client.Read(buf[len(buf):cap(buf)])
@@ -201,57 +162,41 @@ func protocolOf(b []byte) (kind string, sure bool) {
 	return "", false
 }
 
-// dial makes the connection to the host, through the guard.
-func (f *flow) dial() (*net.TCPConn, error) {
-	g := f.slot.gateway.guard
-	if f.asked.IsValid() {
-		return g.dialAny(f.ctx, f.host, []netip.Addr{f.asked}, f.dest.Port())
-	}
-	if !f.host.IsZero() {
-		return g.dial(f.ctx, f.st.answers, f.host, f.dest.Port())
-	}
-	if err := g.check(Host{}, f.dest.Addr(), f.dest.Port()); err != nil {
-		return nil, err
-	}
-	return g.dialAny(f.ctx, Host{}, []netip.Addr{f.dest.Addr()}, f.dest.Port())
-}
-
 // pass connects and moves bytes both ways until both sides are done.
 func (f *flow) pass(protocol string, h hello) {
-	up, err := f.dial()
+	conn, err := f.dial()
 	if err != nil {
 		f.undialed(protocol, h, err)
 		return
 	}
-	defer up.Close()
-	if err := f.connected(up); err != nil {
+	defer conn.Close()
+	if err := f.connected(conn); err != nil {
 		f.undialed(protocol, h, err)
 		return
 	}
-	r := f.record(Record{
-		Protocol: protocol, Reason: ReasonOK, Rule: f.choice.rule, ECH: h.ech,
-		DialedAddress: up.RemoteAddr().String(),
-	})
+	f.passes(conn, Record{Protocol: protocol, ECH: h.ech})
 	_ = f.client.SetDeadline(time.Time{})
-	sent, received := int64(0), int64(0)
-	if _, err := up.Write(h.raw); err == nil {
+	up, sent, received := conn.(*net.TCPConn), int64(0), int64(0)
+	_, err = up.Write(h.raw)
+	if err == nil {
 		stop := context.AfterFunc(f.ctx, func() { reset(up); f.reset() })
-		sent, received = splice(f.client, up, f.slot.gateway.config.Limits.Idle)
+		sent, received = splice(f.client, up, f.gateway.config.Limits.Idle)
 		stop()
 		sent += int64(len(h.raw))
+	}
+	f.finish(sent, received)
+	if err == nil {
 		// Both directions have ended, or a reset was passed on. What the client
 		// has not read yet goes on to it; the reset at the flow's end would take
 		// it away.
-		f.over()
 		_ = f.client.Close()
 	}
-	f.st.journal.finish(r, sent, received)
 }
 
 // undialed answers a client whose connection could not be made.
 func (f *flow) undialed(protocol string, h hello, err error) {
 	reason := dialReason(err)
-	f.slot.gateway.log.Debug("egress: not connected", "session", f.st.id, "host", f.host.name, "error", err)
+	f.gateway.log.Debug("egress: not connected", "session", f.st.id, "host", f.host.name, "error", err)
 	if protocol == "tls" && reason.verdict() == VerdictRefused {
 		f.record(Record{Protocol: protocol, Reason: reason, Rule: f.choice.rule, ECH: h.ech})
 		f.alert()
@@ -263,82 +208,6 @@ func (f *flow) undialed(protocol string, h hello, err error) {
 	}
 	f.record(Record{Protocol: protocol, Reason: reason, Rule: f.choice.rule, ECH: h.ech})
 	f.reset()
-}
-
-func dialReason(err error) Reason {
-	var d *DialError
-	if errors.As(err, &d) {
-		return d.Reason
-	}
-	return ReasonConnectFailed
-}
-
-// record writes the flow's decision down. What ended it from outside is the
-// reason for whatever came of that.
-func (f *flow) record(r Record) *Record {
-	f.mu.Lock()
-	if f.ended != "" {
-		r.Reason = f.ended
-	}
-	f.mu.Unlock()
-	r.Time = f.start
-	r.Host = f.host.name
-	if f.dest.IsValid() {
-		r.DestAddress, r.DestPort = f.dest.Addr().String(), int(f.dest.Port())
-	}
-	return f.slot.record(f.st, r)
-}
-
-// connected notes where the flow's bytes go. The address is checked once more:
-// rules that came while it was dialled did not find it here.
-func (f *flow) connected(up *net.TCPConn) error {
-	addr := remoteIP(up)
-	f.mu.Lock()
-	ended := f.ended
-	if ended == "" {
-		f.dialed = addr
-	}
-	f.mu.Unlock()
-	if ended != "" {
-		return &DialError{ended, net.ErrClosed}
-	}
-	return f.slot.gateway.guard.check(f.host, addr, f.dest.Port())
-}
-
-// allowed tells whether the flow would be allowed now as it was when it came.
-// One that was refused then gets its answer, whatever holds now.
-func (f *flow) allowed(st *state) bool {
-	if f.choice.reason != ReasonOK {
-		return true
-	}
-	if _, v := f.slot.decide(st, f.dest); v.reason != ReasonOK {
-		return false
-	}
-	f.mu.Lock()
-	dialed := f.dialed
-	f.mu.Unlock()
-	return !dialed.IsValid() || f.slot.gateway.guard.check(f.host, dialed, f.dest.Port()) == nil
-}
-
-// end closes the flow from outside and records why, if bytes were passing.
-func (f *flow) end(reason Reason) {
-	f.mu.Lock()
-	first, passing := f.ended == "", f.dialed.IsValid()
-	f.ended = reason
-	f.mu.Unlock()
-	if first && passing {
-		f.record(Record{Protocol: "tcp", Reason: reason})
-	}
-	f.cancel()
-	f.reset()
-}
-
-// over says that no more bytes pass. Who closes the client's side of a flow that
-// has come to its own end says so first: nothing from outside ends it then.
-func (f *flow) over() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.dialed = netip.Addr{}
 }
 
 // reset closes the client's side without ceremony.

@@ -137,8 +137,9 @@ func FuzzHTTPGate(f *testing.F) {
 		st := *s.state.Load()
 		st.journal = &journal{}
 		s.state.Store(&st)
-		fl := &flow{slot: s, client: c.(*net.TCPConn), dest: netip.AddrPortFrom(syntheticAddr(0), port), start: time.Now(), st: &st, ctx: s.ctx, cancel: func() {}}
-		fl.host, fl.choice = s.decide(&st, fl.dest)
+		fl := &flow{connection: s.connection("tcp", netip.AddrPortFrom(syntheticAddr(0), port), &st), slot: s, client: c.(*net.TCPConn)}
+		fl.ctx, fl.cancel, fl.cut = s.ctx, func() {}, fl.reset
+		fl.host, fl.choice = fl.decide(&st)
 		done := make(chan struct{})
 		go func() { defer close(done); fl.run(); fl.reset() }()
 		_ = client.SetDeadline(time.Now().Add(5 * time.Second))

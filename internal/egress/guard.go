@@ -191,18 +191,19 @@ func (g *guard) askAgain(ctx context.Context, network, name string) (addrs []net
 	return addrs, silent, err
 }
 
-// dial connects to the name: it resolves once, and classifies again what is
-// really connected to, just before it is.
-func (g *guard) dial(ctx context.Context, heard *answers, host Host, port uint16) (*net.TCPConn, error) {
+// dial connects to the name over "tcp" or "udp": it resolves once, and classifies
+// again what is really connected to, just before it is.
+func (g *guard) dial(ctx context.Context, network string, heard *answers, host Host, port uint16) (net.Conn, error) {
 	addrs, err := g.lookup(ctx, heard, host, port)
 	if err != nil {
 		return nil, err
 	}
-	return g.dialAny(ctx, host, addrs, port)
+	return g.dialAny(ctx, network, host, addrs, port)
 }
 
-// dialAny connects to the first address that answers.
-func (g *guard) dialAny(ctx context.Context, host Host, addrs []netip.Addr, port uint16) (*net.TCPConn, error) {
+// dialAny connects to the first address that answers. Datagrams have no
+// handshake: over "udp" that is the first address that there is a way to.
+func (g *guard) dialAny(ctx context.Context, network string, host Host, addrs []netip.Addr, port uint16) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, g.connect)
 	defer cancel()
 	var last error
@@ -210,7 +211,8 @@ func (g *guard) dialAny(ctx context.Context, host Host, addrs []netip.Addr, port
 		// Leave a share of the time to each address that is still to be tried.
 		deadline, _ := ctx.Deadline()
 		share := time.Until(deadline) / time.Duration(len(addrs)-i)
-		conn, err := g.dialOne(ctx, host, a, port, max(share, time.Second))
+		d := net.Dialer{Timeout: max(share, time.Second), KeepAlive: 30 * time.Second, ControlContext: g.control(host)}
+		conn, err := d.DialContext(ctx, network, netip.AddrPortFrom(a, port).String())
 		if err == nil {
 			return conn, nil
 		}
@@ -257,17 +259,4 @@ func (g *guard) checkNow(host Host, addr netip.Addr, port uint16) error {
 		return &DialError{ReasonAddressNotPublic, err}
 	}
 	return nil
-}
-
-func (g *guard) dialOne(ctx context.Context, host Host, addr netip.Addr, port uint16, timeout time.Duration) (*net.TCPConn, error) {
-	d := net.Dialer{
-		Timeout:        timeout,
-		KeepAlive:      30 * time.Second,
-		ControlContext: g.control(host),
-	}
-	conn, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(addr, port).String())
-	if err != nil {
-		return nil, err
-	}
-	return conn.(*net.TCPConn), nil
 }

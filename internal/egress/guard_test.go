@@ -209,7 +209,7 @@ func TestResolverFallsSilent(t *testing.T) {
 func TestE187SilentResolver(t *testing.T) {
 	t.Parallel()
 	g := testGuard(t, nil, func(c *Config) { c.Resolver, c.Limits.Resolve = silent{}, 20*time.Millisecond })
-	_, err := g.dial(context.Background(), nil, mustHost(t, "a.example"), 443)
+	_, err := g.dial(context.Background(), "tcp", nil, mustHost(t, "a.example"), 443)
 	if dialReason(err) != ReasonResolveFailed {
 		t.Errorf("got %v", err)
 	}
@@ -230,11 +230,11 @@ func TestE178NoSecondLookup(t *testing.T) {
 	r.set("rebind.example", "127.0.0.1")
 	ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
 	defer cancel()
-	_, _ = g.dialAny(ctx, host, addrs, 1) // goes nowhere; what counts is what was asked
+	_, _ = g.dialAny(ctx, "tcp", host, addrs, 1) // goes nowhere; what counts is what was asked
 	if n := len(r.questions()); n != 1 {
 		t.Errorf("%d lookups for one connection", n)
 	}
-	_, err = g.dialAny(context.Background(), host, []netip.Addr{netip.MustParseAddr("127.0.0.1")}, 1)
+	_, err = g.dialAny(context.Background(), "tcp", host, []netip.Addr{netip.MustParseAddr("127.0.0.1")}, 1)
 	if dialReason(err) != ReasonAddressNotPublic {
 		t.Errorf("the hook let through: %v", err)
 	}

@@ -2,7 +2,6 @@ package egress
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -175,7 +174,7 @@ func (s *slot) serveHTTP(f *flow, head []byte) {
 func (c *gateConn) dial(context.Context, string, string) (net.Conn, error) {
 	up, err := c.flow.dial()
 	if err != nil {
-		c.flow.slot.gateway.log.Debug("egress: not connected", "session", c.flow.st.id, "host", c.flow.host.name, "error", err)
+		c.flow.gateway.log.Debug("egress: not connected", "session", c.flow.st.id, "host", c.flow.host.name, "error", err)
 		return nil, err
 	}
 	if err := c.flow.connected(up); err != nil {
@@ -220,7 +219,7 @@ func (q *request) decided(reason Reason) {
 	if at := q.conn.dialed.Load(); at != nil && reason == ReasonOK {
 		q.record.DialedAddress = *at
 	}
-	q.kept = q.conn.flow.slot.record(q.conn.flow.st, q.record)
+	q.kept = q.conn.flow.gateway.record(q.conn.flow.st, q.record)
 }
 
 // finish counts what went over the client's side since the last request.
@@ -255,12 +254,7 @@ func (s *slot) handleHTTP(w http.ResponseWriter, r *http.Request) {
 	defer c.answering.Store(false)
 	defer s.broken(f)
 	reason, rule, claimed := f.decideRequest(r)
-	q := &request{conn: c, writer: w, record: Record{
-		Time: s.gateway.now(), Host: f.host.name, Protocol: "http", Rule: rule, ClaimedHost: claimed,
-	}}
-	if f.dest.IsValid() {
-		q.record.DestAddress, q.record.DestPort = f.dest.Addr().String(), int(f.dest.Port())
-	}
+	q := &request{conn: c, writer: w, record: f.about(Record{Time: s.gateway.now(), Protocol: "http", Rule: rule, ClaimedHost: claimed})}
 	defer q.finish()
 	if reason != ReasonOK {
 		q.decided(reason)
@@ -293,7 +287,7 @@ func (f *flow) decideRequest(r *http.Request) (reason Reason, rule, claimed stri
 	if f.deny != "" {
 		return f.deny, "", claimed
 	}
-	if _, v := f.slot.decide(f.slot.state.Load(), f.dest); v.reason != ReasonOK {
+	if _, v := f.decide(f.slot.state.Load()); v.reason != ReasonOK {
 		return v.reason, "", claimed
 	}
 	switch {
@@ -390,12 +384,8 @@ func answered(res *http.Response) error {
 // unanswered tells the client that its host was not reached.
 func unanswered(w http.ResponseWriter, r *http.Request, err error) {
 	q := r.Context().Value(requestKey{}).(*request)
-	var d *DialError
-	reason := ReasonConnectFailed
-	switch {
-	case errors.As(err, &d):
-		reason = d.Reason
-	case q.conn.dialed.Load() != nil:
+	reason := dialReason(err)
+	if reason == ReasonConnectFailed && q.conn.dialed.Load() != nil {
 		reason = ReasonOK // it was reached, and then broke off
 	}
 	if q.kept == nil {

@@ -256,22 +256,22 @@ func TestE191RoutesWithoutGateway(t *testing.T) {
 				}
 				r.set("a.example.com", tt.addr)
 				host, exempt := mustHost(t, "a.example.com"), mustHost(t, "exempt.example.com")
-				tcp, err := g.dial(t.Context(), nil, host, servicePort)
+				tcp, err := g.dial(t.Context(), "tcp", nil, host, servicePort)
 				wantReason(t, "by name", err, want)
 				if err == nil {
 					_ = tcp.Close()
 				}
-				tcp, err = g.dialAny(t.Context(), Host{}, []netip.Addr{addr}, servicePort)
+				tcp, err = g.dialAny(t.Context(), "tcp", Host{}, []netip.Addr{addr}, servicePort)
 				wantReason(t, "by address", err, want)
 				if err == nil {
 					_ = tcp.Close()
 				}
-				tcp, err = g.dial(t.Context(), nil, exempt, servicePort)
+				tcp, err = g.dial(t.Context(), "tcp", nil, exempt, servicePort)
 				wantReason(t, "exempted", err, ReasonOK)
 				if err == nil {
 					_ = tcp.Close()
 				}
-				udp, err := g.dialUDP(t.Context(), Host{}, []netip.Addr{addr}, servicePort)
+				udp, err := g.dialAny(t.Context(), "udp", Host{}, []netip.Addr{addr}, servicePort)
 				if strings.Contains(tt.name, "protocol") {
 					want = ReasonOK // the rule is about TCP
 				}
@@ -311,10 +311,10 @@ func TestE191NoWayOut(t *testing.T) {
 		r := &fakeResolver{hosts: map[string][]string{}}
 		g := testGuard(t, r, nil)
 		r.set("a.example.com", "20.5.1.1", "20.5.2.1", "20.5.3.1", "2a0d:5::1")
-		_, err := g.dial(t.Context(), nil, mustHost(t, "a.example.com"), servicePort)
+		_, err := g.dial(t.Context(), "tcp", nil, mustHost(t, "a.example.com"), servicePort)
 		wantReason(t, "no way", err, ReasonConnectFailed)
 		r.set("a.example.com", "20.5.1.1", "20.5.2.1", "20.5.3.1", "20.1.0.1", "2a0d:5::1")
-		c, err := g.dial(t.Context(), nil, mustHost(t, "a.example.com"), servicePort)
+		c, err := g.dial(t.Context(), "tcp", nil, mustHost(t, "a.example.com"), servicePort)
 		wantReason(t, "one way", err, ReasonOK)
 		if err == nil {
 			_ = c.Close()

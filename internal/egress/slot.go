@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"runtime/debug"
 	"strconv"
@@ -88,7 +89,7 @@ func (g *Gateway) newSlot(p *pair) (*slot, error) {
 	s.server = s.newHTTPServer()
 	s.running.Go(s.serveDNS)
 	s.running.Go(s.serveRelay)
-	s.running.Go(func() { s.accept(s.tcp, s.admit) })
+	s.running.Go(func() { s.accept(s.tcp, s.admitTCP) })
 	s.running.Go(func() { s.accept(s.dns, s.admitDNS) })
 	s.running.Go(func() { _ = s.server.Serve(s.gate) }) // ends with the gate
 	return s, nil
@@ -161,60 +162,90 @@ func (s *slot) accept(l *net.TCPListener, handle func(*net.TCPConn)) {
 	}
 }
 
-// admit starts a flow for a connection, within the session's limits.
-func (s *slot) admit(c *net.TCPConn) {
+// connection is a new one of the sandbox, to dest.
+func (s *slot) connection(protocol string, dest netip.AddrPort, st *state) connection {
+	return connection{gateway: s.gateway, protocol: protocol, dest: dest, start: s.gateway.now(), st: st}
+}
+
+// admitTCP starts a flow for a connection, within the session's limits.
+func (s *slot) admitTCP(c *net.TCPConn) {
 	st := s.state.Load()
 	if st == nil {
 		reset(c)
 		return
 	}
-	f := &flow{slot: s, client: c, start: s.gateway.now(), st: st}
-	f.dest, _ = originalDst(c) // without one it is refused
-	if !s.connRate.Allow() {
-		f.record(Record{Protocol: "tcp", Reason: ReasonRateLimit})
-		reset(c)
+	dest, _ := originalDst(c) // without one it is refused
+	f := &flow{connection: s.connection("tcp", dest, st), slot: s, client: c}
+	f.cut = f.reset
+	reason := s.admit(&f.connection, flowDescriptors,
+		func() bool { return len(s.flows) < s.gateway.config.Limits.Connections }, func() { s.flows[f] = true })
+	switch reason {
+	case ReasonOK:
+		go s.serve(&f.connection, f.run, flowDescriptors, func() { delete(s.flows, f) })
 		return
+	case ReasonRateLimit, ReasonConnectionLimit:
+		f.record(Record{Reason: reason})
 	}
-	f.ctx, f.cancel = context.WithCancel(s.ctx)
-	s.mu.Lock()
-	f.st = s.state.Load() // under the lock: install either finds this flow or came before it
-	f.host, f.choice = s.decide(f.st, f.dest)
-	full, shut := len(s.flows) >= s.gateway.config.Limits.Connections, s.shut
-	if !full && !shut {
-		full = !s.gateway.config.Descriptors.Take(f.st.id, flowDescriptors)
-	}
-	if !full && !shut {
-		s.flows[f] = true
-		s.running.Add(1)
-	}
-	s.mu.Unlock()
-	if full || shut {
-		if full {
-			f.record(Record{Protocol: "tcp", Reason: ReasonConnectionLimit})
-		}
-		f.cancel()
-		reset(c)
-		return
-	}
-	go s.run(f)
+	reset(c)
 }
 
-// run runs a flow. A panic in it is this connection's end and nobody else's.
-func (s *slot) run(f *flow) {
+// admit decides on a connection of the sandbox and registers it, within the
+// session's limits; room tells whether there may be one more of its kind.
+// ReasonOK means that it is registered, whatever was decided: a program that is
+// refused over TCP is to get an answer. room and register are called under mu.
+func (s *slot) admit(c *connection, descriptors int64, room func() bool, register func()) Reason {
+	if !s.connRate.Allow() {
+		return ReasonRateLimit
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.st = s.state.Load() // under the lock: enforce either finds this connection or came before it
+	c.host, c.choice = c.decide(c.st)
+	switch {
+	case !room():
+		return ReasonConnectionLimit
+	case s.shut:
+		return ReasonSessionEnded
+	case c.protocol == "udp" && c.choice.reason != ReasonOK:
+		return c.choice.reason
+	case !s.gateway.config.Descriptors.Take(c.st.id, descriptors):
+		return ReasonConnectionLimit
+	}
+	c.ctx, c.cancel = context.WithCancel(s.ctx)
+	register()
+	s.running.Add(1)
+	return ReasonOK
+}
+
+// serve runs an admitted connection to its end. A panic in it is this
+// connection's end and nobody else's. forget is called under mu.
+func (s *slot) serve(c *connection, run func(), descriptors int64, forget func()) {
 	defer s.running.Done()
 	defer func() {
 		if p := recover(); p != nil {
-			s.gateway.log.Error("panic while handling a connection", "session", f.st.id, "panic", p, "stack", string(debug.Stack()))
+			s.gateway.log.Error("panic while handling a connection", "session", c.st.id, "panic", p, "stack", string(debug.Stack()))
 		}
-		f.over()
-		f.cancel()
-		f.reset()
+		c.over()
+		c.cancel()
 		s.mu.Lock()
-		delete(s.flows, f)
+		forget()
 		s.mu.Unlock()
-		s.gateway.config.Descriptors.Give(f.st.id, flowDescriptors)
+		c.cut()
+		s.gateway.config.Descriptors.Give(c.st.id, descriptors)
 	}()
-	f.run()
+	run()
+}
+
+// connections are those of the sandbox that are registered. The caller holds mu.
+func (s *slot) connections() []*connection {
+	out := make([]*connection, 0, len(s.flows)+len(s.udpFlows))
+	for f := range s.flows {
+		out = append(out, &f.connection)
+	}
+	for _, f := range s.udpFlows {
+		out = append(out, &f.connection)
+	}
+	return out
 }
 
 // admitDNS starts a DNS connection. A few are enough for any resolver.
@@ -261,18 +292,12 @@ func (s *slot) close() {
 		return
 	}
 	s.shut = true
-	flows := make([]interface{ end(Reason) }, 0, len(s.flows)+len(s.udpFlows))
-	for f := range s.flows {
-		flows = append(flows, f)
-	}
-	for _, f := range s.udpFlows {
-		flows = append(flows, f)
-	}
+	open := s.connections()
 	s.mu.Unlock()
 	s.closeSockets()
 	s.cancel()
-	for _, f := range flows {
-		f.end(ReasonSessionEnded)
+	for _, c := range open {
+		c.end(ReasonSessionEnded)
 	}
 	close(s.gate.closed)
 	_ = s.server.Close()
@@ -286,7 +311,7 @@ func (s *slot) close() {
 	}
 }
 
-// install makes a new state the slot's, and ends the flows it does not allow.
+// install makes a new state the slot's, and ends the connections it does not allow.
 // After an error the old state stands. The caller lets nobody else install.
 func (s *slot) install(st *state) error {
 	if relays := st.policy.Mode() == ModeUnrestricted; relays != s.relays {
@@ -303,27 +328,19 @@ func (s *slot) install(st *state) error {
 	return nil
 }
 
-// enforce ends the flows that policy and operator do not allow any more. A flow
-// that is admitted meanwhile is decided by what holds already.
+// enforce ends the connections that policy and operator do not allow any more.
+// One that is admitted meanwhile is decided by what holds already.
 func (s *slot) enforce() {
 	st := s.state.Load()
 	if st == nil {
 		return
 	}
 	s.mu.Lock()
-	var stale []interface{ end(Reason) }
-	for f := range s.flows {
-		if !f.allowed(st) {
-			stale = append(stale, f)
-		}
-	}
-	for _, f := range s.udpFlows {
-		if !f.allowed(st) {
-			stale = append(stale, f)
-		}
-	}
+	open := s.connections()
 	s.mu.Unlock()
-	for _, f := range stale {
-		f.end(ReasonPolicyChanged)
+	for _, c := range open {
+		if !c.allowed(st) {
+			c.end(ReasonPolicyChanged)
+		}
 	}
 }

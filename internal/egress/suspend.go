@@ -99,6 +99,11 @@ func (g *Gateway) inherit(home home, st *state) {
 func (g *Gateway) current(id string) *state {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	return g.stateOf(id)
+}
+
+// stateOf is current for who holds mu.
+func (g *Gateway) stateOf(id string) *state {
 	if s := g.slots[id]; s != nil {
 		return s.state.Load()
 	}

@@ -161,15 +161,6 @@ func (s *slot) datagram(key udpKey, b []byte) {
 	f.send(b)
 }
 
-// decideUDP says what the session's policy makes of a datagram's destination.
-func (s *slot) decideUDP(st *state, dest netip.AddrPort) (Host, verdict) {
-	host, v := s.decide(st, dest)
-	if st.policy.Mode() != ModeUnrestricted {
-		return host, verdict{reason: ReasonUDPNotAllowed}
-	}
-	return host, v
-}
-
 // startUDP starts a flow, or refuses it and returns nil.
 func (s *slot) startUDP(key udpKey) *udpFlow {
 	st := s.state.Load()
@@ -177,66 +168,24 @@ func (s *slot) startUDP(key udpKey) *udpFlow {
 		s.unreachable(key)
 		return nil
 	}
-	f := &udpFlow{slot: s, key: key, start: s.gateway.now(), st: st}
-	if f.host, f.choice = s.decideUDP(st, key.dest); f.choice.reason != ReasonOK {
+	f := &udpFlow{connection: s.connection("udp", key.dest, st), slot: s, key: key}
+	f.cut = f.close
+	if f.host, f.choice = f.decide(st); f.choice.reason != ReasonOK {
 		f.record(Record{Reason: f.choice.reason})
 		s.unreachable(key)
 		return nil
 	}
-	if !s.connRate.Allow() {
-		f.record(Record{Reason: ReasonRateLimit})
+	reason := s.admit(&f.connection, udpFlowDescriptors,
+		func() bool { return len(s.udpFlows) < s.gateway.config.Limits.UDPFlows }, func() { s.udpFlows[key] = f })
+	switch {
+	case reason == ReasonRateLimit || reason == ReasonConnectionLimit:
+		f.record(Record{Reason: reason})
 		return nil
+	case reason != ReasonOK || f.choice.reason != ReasonOK:
+		return nil // ended or refused meanwhile
 	}
-	f.ctx, f.cancel = context.WithCancel(s.ctx)
-	admitted, full := s.admitUDP(f)
-	if !admitted {
-		f.cancel()
-		if full {
-			f.record(Record{Reason: ReasonConnectionLimit})
-		}
-		return nil
-	}
-	go s.runUDP(f)
+	go s.serve(&f.connection, f.run, udpFlowDescriptors, func() { delete(s.udpFlows, key) })
 	return f
-}
-
-// admitUDP counts a flow in, or tells whether the session has as many as it may
-// have. The flow is decided again under the lock: enforce either finds this flow
-// or came before it.
-func (s *slot) admitUDP(f *udpFlow) (admitted, full bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	f.st = s.state.Load()
-	f.host, f.choice = s.decideUDP(f.st, f.key.dest)
-	if len(s.udpFlows) >= s.gateway.config.Limits.UDPFlows {
-		return false, true
-	}
-	if s.shut || f.choice.reason != ReasonOK {
-		return false, false
-	}
-	if !s.gateway.config.Descriptors.Take(f.st.id, udpFlowDescriptors) {
-		return false, true
-	}
-	s.udpFlows[f.key] = f
-	s.running.Add(1)
-	return true, false
-}
-
-// runUDP runs a flow to its end.
-func (s *slot) runUDP(f *udpFlow) {
-	defer s.running.Done()
-	defer func() {
-		if p := recover(); p != nil {
-			s.gateway.log.Error("panic while relaying datagrams", "session", f.st.id, "panic", p, "stack", string(debug.Stack()))
-		}
-		f.cancel()
-		s.mu.Lock()
-		delete(s.udpFlows, f.key)
-		s.mu.Unlock()
-		f.close()
-		s.gateway.config.Descriptors.Give(f.st.id, udpFlowDescriptors)
-	}()
-	f.run()
 }
 
 // unreachable tells the sandbox that nobody listens where it sent a datagram. A

@@ -56,10 +56,6 @@ type guard struct {
 	resolvConf string // the file that has the host's search domains
 }
 
-// mailPort is refused wherever no exemption names it: a machine that sends mail
-// for strangers ends on block lists.
-const mailPort = 25
-
 func newGuard(c Config, host *hostNets) (*guard, error) {
 	r, err := compileRules(c)
 	if err != nil {
@@ -77,7 +73,7 @@ func (g *guard) check(host Host, addr netip.Addr, port uint16) error {
 	if addr.Zone() == "" && !host.IsZero() && r.exempts(host, addr.Unmap(), port) {
 		return nil
 	}
-	if port == mailPort {
+	if r.mailRefused(host, addr.Unmap(), port) {
 		return &DialError{ReasonPortNotAllowed, fmt.Errorf("%s: no exemption for port %d", addr, port)}
 	}
 	nets, err := g.host.current()

@@ -99,10 +99,16 @@ func (r *rules) exempts(host Host, addr netip.Addr, port uint16) bool {
 	})
 }
 
-// exemptsPort tells whether some exemption of the host is for this port.
-func (r *rules) exemptsPort(host Host, port uint16) bool {
-	return slices.ContainsFunc(r.exempt, func(e exemption) bool {
-		return e.host == host && slices.Contains(e.ports, int(port))
+// mailPort is refused wherever no exemption names it: a machine that sends mail
+// for strangers ends on block lists.
+const mailPort = 25
+
+// mailRefused is where port 25 is decided: it tells whether the port is 25 and no
+// exemption of the host opens it at the address. The zero Addr stands for an
+// address that is not known yet: then any exemption of the host counts.
+func (r *rules) mailRefused(host Host, addr netip.Addr, port uint16) bool {
+	return port == mailPort && !slices.ContainsFunc(r.exempt, func(e exemption) bool {
+		return e.host == host && slices.Contains(e.ports, mailPort) && (!addr.IsValid() || e.cidr.Contains(addr))
 	})
 }
 
@@ -120,14 +126,15 @@ func (r *rules) decide(p *Policy, host Host, port uint16, source string) verdict
 		return verdict{reason: ReasonBlocklisted}
 	}
 	v := p.decide(host, port, source)
-	if v.reason != ReasonPortNotAllowed {
-		return v
-	}
 	switch {
-	case p.Mode() == ModeLimited && p.lists(host) && r.opens(host, port):
-		return verdict{ReasonOK, "operator", true}
-	case p.Mode() == ModeUnrestricted && r.exemptsPort(host, port): // port 25
-		return verdict{ReasonOK, "operator", true}
+	case v.reason == ReasonPortNotAllowed && p.Mode() == ModeLimited && p.lists(host) && r.opens(host, port):
+		return verdict{ReasonOK, ruleOperator, true}
+	case v.reason != ReasonOK || port != mailPort:
+		return v
+	case r.mailRefused(host, netip.Addr{}, port) || v.rule == ruleObserve:
+		return verdict{reason: ReasonPortNotAllowed}
+	case v.rule == ruleUnrestricted:
+		v.rule = ruleOperator
 	}
 	return v
 }
@@ -139,10 +146,10 @@ func (r *rules) decideAddress(p *Policy, port uint16) verdict {
 		return verdict{reason: ReasonNoMapping}
 	case r.blockedPorts[port]:
 		return verdict{reason: ReasonBlocklisted}
-	case port == mailPort:
+	case r.mailRefused(Host{}, netip.Addr{}, port):
 		return verdict{reason: ReasonPortNotAllowed}
 	}
-	return verdict{ReasonOK, "unrestricted", true}
+	return verdict{ReasonOK, ruleUnrestricted, true}
 }
 
 // Reload replaces the operator's settings by those of c, at once and for every

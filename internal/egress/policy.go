@@ -1,6 +1,7 @@
 package egress
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -167,6 +168,13 @@ func (p *Policy) Allows(host Host, port int) (rule string, ok bool) {
 	return v.rule, v.reason == ReasonOK
 }
 
+// The rules of verdicts that no entry of a policy gave.
+const (
+	ruleUnrestricted = "unrestricted" // the mode
+	ruleObserve      = "observe"      // the mode
+	ruleOperator     = "operator"     // an open port or an exemption
+)
+
 // verdict is what a policy says about a name and a port.
 type verdict struct {
 	reason Reason
@@ -197,9 +205,10 @@ func (p *Policy) lists(host Host) bool {
 	return found
 }
 
-// decide gives the verdict on a name and a port for who asks. Where several entries open the
-// port, the first written counts, and one that asks for the protocol check wins
-// over one that does not.
+// decide gives the policy's verdict on a name and a port for who asks; see
+// [rules.decide] for what the operator makes of it. Where several entries open
+// the port, the first written counts, and one that asks for the protocol check
+// wins over one that does not.
 func (p *Policy) decide(host Host, port uint16, source string) verdict {
 	if p == nil || host.IsZero() {
 		return verdict{reason: ReasonNameNotAllowed}
@@ -219,16 +228,13 @@ func (p *Policy) decide(host Host, port uint16, source string) verdict {
 		return true
 	})
 	switch {
-	case p.spec.Mode == ModeUnrestricted && port != mailPort:
-		if best.reason != ReasonOK {
-			best.rule = "unrestricted"
-		}
-		return verdict{ReasonOK, best.rule, true}
+	case p.spec.Mode == ModeUnrestricted:
+		return verdict{ReasonOK, cmp.Or(best.rule, ruleUnrestricted), true}
 	case best.reason == ReasonOK:
 		return best
-	case p.spec.Mode == ModeObserve && port != mailPort:
-		return verdict{ReasonOK, "observe", false}
-	case named || p.spec.Mode == ModeUnrestricted || p.spec.Mode == ModeObserve:
+	case p.spec.Mode == ModeObserve:
+		return verdict{ReasonOK, ruleObserve, false}
+	case named:
 		return verdict{reason: ReasonPortNotAllowed}
 	}
 	return verdict{reason: ReasonNameNotAllowed}

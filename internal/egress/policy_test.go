@@ -116,9 +116,6 @@ func TestEndpointsAndModes(t *testing.T) {
 	if got := u.decide(mustHost(t, "any.example"), 5432, SourceSandbox); got != (verdict{ReasonOK, "unrestricted", true}) {
 		t.Errorf("unrestricted: %+v", got)
 	}
-	if got := u.decide(mustHost(t, "any.example"), 25, SourceSandbox); got.reason != ReasonPortNotAllowed { // E256
-		t.Errorf("unrestricted, mail: %+v", got)
-	}
 	o := mustCompile(t, Spec{Mode: ModeObserve})
 	if got := o.decide(mustHost(t, "any.example"), 8081, SourceSandbox); got != (verdict{ReasonOK, "observe", false}) {
 		t.Errorf("observe: %+v", got)

@@ -131,14 +131,6 @@ func TestOperatorPorts(t *testing.T) {
 	if got := r.decideAddress(open, 6667); got.reason != ReasonBlocklisted {
 		t.Errorf("a blocked port by address: %+v", got)
 	}
-	// An exemption for port 25 is one for its address only.
-	g := testGuard(t, &fakeResolver{hosts: map[string][]string{}}, nil)
-	g.rules.Store(r)
-	for addr, want := range map[string]bool{"10.1.2.3": true, "203.0.113.7": false} {
-		if err := g.check(mustHost(t, "mail.example.com"), netip.MustParseAddr(addr), 25); (err == nil) != want {
-			t.Errorf("mail.example.com at %s: %v", addr, err)
-		}
-	}
 	for _, c := range []Config{
 		{BlockPorts: []int{0}}, {BlockPorts: []int{70000}}, {OpenPorts: []OpenPort{{"a.example.com", []int{443}}}},
 		{OpenPorts: []OpenPort{{"a.example.com", []int{25}}}}, {OpenPorts: []OpenPort{{"10.0.0.1", []int{22}}}}, {OpenPorts: []OpenPort{{"a.example.com", []int{0}}}},
@@ -210,5 +202,55 @@ func TestRecordCursors(t *testing.T) {
 		if IsRecordID(id) != want {
 			t.Errorf("%q", id)
 		}
+	}
+}
+
+// E256: port 25 takes an exemption that names it, whatever opens it otherwise,
+// and an exemption holds for its host at its addresses only.
+func TestE256Port25(t *testing.T) {
+	t.Parallel()
+	g := testGuard(t, &fakeResolver{}, func(c *Config) {
+		c.Exempt = []Exemption{{"mail.example.com", netip.MustParsePrefix("10.1.2.0/24"), []int{25}}, {"web.example.com", netip.MustParsePrefix("10.1.2.0/24"), nil}}
+	})
+	r := g.rules.Load()
+	endpoints := []Endpoint{{Host: "mail.example.com", Port: 25, Rule: "mcp:mail"}, {Host: "any.example.com", Port: 25, Rule: "mcp:any", Raw: true}}
+	closed := verdict{reason: ReasonPortNotAllowed}
+	for _, tt := range []struct {
+		host string
+		spec Spec
+		want verdict
+	}{
+		{"any.example.com", Spec{Mode: ModeUnrestricted}, closed},
+		{"web.example.com", Spec{Mode: ModeUnrestricted}, closed}, // exempted on other ports
+		{"mail.example.com", Spec{Mode: ModeUnrestricted}, verdict{ReasonOK, "operator", true}},
+		{"any.example.com", Spec{Mode: ModeUnrestricted, Endpoints: endpoints}, closed},
+		{"any.example.com", Spec{Mode: ModeObserve}, closed},
+		{"mail.example.com", Spec{Mode: ModeObserve}, closed},
+		{"any.example.com", Spec{Mode: ModeLimited, AllowedHosts: []string{"*.example.com"}}, closed},
+		{"mail.example.com", Spec{Mode: ModeLimited, AllowedHosts: []string{"*.example.com"}}, closed},
+		{"any.example.com", Spec{Mode: ModeLimited, Endpoints: endpoints}, closed},
+		{"mail.example.com", Spec{Mode: ModeLimited, Endpoints: endpoints}, verdict{ReasonOK, "mcp:mail", false}},
+		{"any.example.com", Spec{Mode: ModeBuild, Endpoints: endpoints}, closed},
+	} {
+		if got := r.decide(mustCompile(t, tt.spec), mustHost(t, tt.host), 25, SourceSandbox); got != tt.want {
+			t.Errorf("%s under %s with %d endpoints: %+v, want %+v", tt.host, tt.spec.Mode, len(tt.spec.Endpoints), got, tt.want)
+		}
+	}
+	if got := r.decideAddress(mustCompile(t, Spec{Mode: ModeUnrestricted}), 25); got != closed {
+		t.Errorf("by address: %+v", got)
+	}
+	for _, tt := range []struct {
+		host, addr string
+		want       bool
+	}{{"mail.example.com", "10.1.2.3", true}, {"mail.example.com", "203.0.113.7", false}, {"web.example.com", "10.1.2.3", false}, {"any.example.com", "203.0.113.7", false}} {
+		if err := g.check(mustHost(t, tt.host), netip.MustParseAddr(tt.addr), 25); (err == nil) != tt.want || err != nil && dialReason(err) != ReasonPortNotAllowed {
+			t.Errorf("%s at %s: %v", tt.host, tt.addr, err)
+		}
+	}
+	if err := g.check(Host{}, netip.MustParseAddr("203.0.113.7"), 25); dialReason(err) != ReasonPortNotAllowed {
+		t.Errorf("a bare address: %v", err)
+	}
+	if err := g.check(mustHost(t, "mail.example.com"), netip.Addr{}, 25); dialReason(err) != ReasonAddressNotPublic {
+		t.Errorf("no address: %v", err)
 	}
 }

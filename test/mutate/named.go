@@ -76,6 +76,42 @@ func namedChanges() []named {
 			old: "maxClients = 64 ", new: "maxClients = 1_000_000 ", test: "TestClientLimit",
 		},
 		{
+			name: "an end while a connection is dialled is not heard", file: "internal/egress/connection.go", within: "connected",
+			old: "if ended != \"\" {", new: "if " + never + " {", test: "TestConnectionEnd",
+		},
+		{
+			name: "a connection that is ended from outside is not recorded", file: "internal/egress/connection.go", within: "end",
+			old: "if tell {", new: "if " + never + " {", test: "TestConnectionEnd",
+		},
+		{
+			name: "a connection that is ended from outside is recorded twice", file: "internal/egress/connection.go", within: "record",
+			old: "if told {", new: "if " + never + " {", test: "TestConnectionEnd",
+		},
+		{
+			name: "a connection ends from outside after its own end", file: "internal/egress/connection.go", within: "over",
+			old: "c.dialed = netip.Addr{}", new: "", test: "TestConnectionEnd",
+		},
+		{
+			name: "no new look at where an open connection's bytes go", file: "internal/egress/connection.go", within: "allowed",
+			old: "return !dialed.IsValid() || c.gateway.guard.check(c.host, dialed, c.dest.Port()) == nil", new: "return true", test: "TestConnectionAllowed",
+		},
+		{
+			name: "datagrams under every mode", file: "internal/egress/connection.go", within: "decide",
+			old: "c.protocol == \"udp\"", new: never, test: "TestConnectionUDP",
+		},
+		{
+			name: "E256: port 25 is open", file: "internal/egress/operator.go", within: "mailRefused",
+			old: "port == mailPort &&", new: never + " &&", test: "TestE256Port25",
+		},
+		{
+			name: "E256: an exemption for port 25 holds at any address", file: "internal/egress/operator.go", within: "mailRefused",
+			old: "e.cidr.Contains(addr)", new: "true", test: "TestE256Port25",
+		},
+		{
+			name: "E256: the guard does not ask about port 25", file: "internal/egress/guard.go", within: "check",
+			old: "r.mailRefused(host, addr.Unmap(), port)", new: never, test: "TestE256Port25",
+		},
+		{
 			name: "no sample of a builder's use after a run", file: "internal/control/box.go", within: "Run",
 			old: "b.sample(context.WithoutCancel(ctx))", new: "", test: "TestBoxUsageAfterRun",
 		},

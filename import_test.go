@@ -21,22 +21,24 @@ const module = "github.com/atoll-run/atoll"
 // is as it is.
 var house = map[string]struct{ imports, tests []string }{
 	"api": {},
+	// durable writes files whole and locks them; it decides once what outlives a crash.
+	"internal/durable": {},
 	// outbound makes every HTTP client, for whoever asks other servers; it knows nothing of this module.
 	"internal/outbound":            {},
 	"internal/sandbox":             {},
 	"internal/sandbox/sandboxtest": {imports: []string{"internal/sandbox"}},
-	"internal/sandbox/gvisor":      {imports: []string{"internal/sandbox", "internal/sandbox/gvisor/guest/wire"}, tests: []string{"internal/sandbox/sandboxtest"}},
+	"internal/sandbox/gvisor":      {imports: []string{"internal/sandbox", "internal/durable", "internal/sandbox/gvisor/guest/wire"}, tests: []string{"internal/sandbox/sandboxtest"}},
 	// guest/tools runs the tools of agents inside sandboxes.
 	"internal/sandbox/gvisor/guest/tools": {imports: []string{"internal/sandbox/gvisor/guest/wire"}},
 	// guest is a program of its own that runs inside sandboxes; wire is what it and the engine say to each other.
 	"internal/sandbox/gvisor/guest":      {imports: []string{"internal/sandbox/gvisor/guest/wire", "internal/sandbox/gvisor/guest/tools"}},
 	"internal/sandbox/gvisor/guest/wire": {},
-	"internal/egress":                    {},
-	"internal/image":                     {imports: []string{"internal/outbound"}},
+	"internal/egress":                    {imports: []string{"internal/durable"}},
+	"internal/image":                     {imports: []string{"internal/outbound", "internal/durable"}},
 	"internal/control":                   {imports: []string{"api", "internal/sandbox", "internal/egress", "internal/image"}, tests: []string{"internal/store"}},
 	// looptest plays an agent loop for tests.
 	"internal/control/looptest": {imports: []string{"api", "internal/control"}},
-	"internal/store":            {imports: []string{"internal/control"}, tests: []string{"internal/store/storetest"}},
+	"internal/store":            {imports: []string{"internal/control", "internal/durable"}, tests: []string{"internal/store/storetest"}},
 	"internal/store/storetest":  {imports: []string{"internal/control"}},
 	"internal/httpapi":          {imports: []string{"api", "internal/control", "internal/sandbox", "internal/egress"}, tests: []string{"internal/store", "internal/httpapi/wiretest", "internal/control/looptest"}},
 	// wiretest holds replies to the official OpenAPI document.

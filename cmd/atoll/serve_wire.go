@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/atoll-run/atoll/internal/agent"
 	"github.com/atoll-run/atoll/internal/control"
+	"github.com/atoll-run/atoll/internal/durable"
 	"github.com/atoll-run/atoll/internal/egress"
 	"github.com/atoll-run/atoll/internal/httpapi"
 	"github.com/atoll-run/atoll/internal/image"
@@ -214,23 +214,7 @@ func (w *wiring) firstKey(ctx context.Context) error {
 // leaveKey writes a secret into a file that only its owner reads, whole and
 // durable when it returns.
 func leaveKey(file, secret string) error {
-	temp, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+"-") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(temp.Name()) // of a failure; else it has moved
-	_, err = temp.WriteString(secret + "\n")
-	if err := errors.Join(err, temp.Sync(), temp.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(temp.Name(), file); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(file))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return durable.WriteFile(file, []byte(secret+"\n"), 0o600, durable.Machine)
 }
 
 // serve answers requests until ctx ends, then finishes those under way.

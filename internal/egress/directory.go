@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/atoll-run/atoll/internal/durable"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
@@ -183,11 +184,7 @@ func (h home) save(st *state) error {
 	if err != nil {
 		return stepError("writing network policy", err)
 	}
-	next := h.about() + ".next"
-	if err := os.WriteFile(next, data, 0o600); err != nil {
-		return stepError("writing network policy", err)
-	}
-	return stepError("writing network policy", os.Rename(next, h.about()))
+	return stepError("writing network policy", durable.WriteFile(h.about(), data, 0o600, durable.Process))
 }
 
 // read reads what save wrote. The state has no table of names.

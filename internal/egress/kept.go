@@ -8,6 +8,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+
+	"github.com/atoll-run/atoll/internal/durable"
 )
 
 // Records are in memory while a network is served. When it is suspended, or the
@@ -26,11 +28,7 @@ func (h home) keepRecords(j *journal) error {
 			return stepError("writing network records", err)
 		}
 	}
-	next := h.records() + ".next"
-	if err := os.WriteFile(next, out.Bytes(), 0o600); err != nil {
-		return stepError("writing network records", err)
-	}
-	return stepError("writing network records", os.Rename(next, h.records()))
+	return stepError("writing network records", durable.WriteFile(h.records(), out.Bytes(), 0o600, durable.Process))
 }
 
 // loadRecords reads what keepRecords wrote; there may be nothing.

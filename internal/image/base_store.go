@@ -13,8 +13,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-	"time"
 
+	"github.com/atoll-run/atoll/internal/durable"
 	"golang.org/x/sys/unix"
 )
 
@@ -173,23 +173,8 @@ func (t *Templates) commit(m *Manifest, dir string) error {
 	if _, err := readManifest(final); err == nil {
 		return nil
 	}
-	if err := os.Rename(dir, final); err != nil {
+	if err := durable.Rename(dir, final); err != nil {
 		return fmt.Errorf("storing template: %w", err)
-	}
-	if err := syncDir(t.basesDir()); err != nil {
-		return fmt.Errorf("storing template: %w", err)
-	}
-	return nil
-}
-
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("syncing %s: %w", dir, err)
-	}
-	defer f.Close()
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("syncing %s: %w", dir, err)
 	}
 	return nil
 }
@@ -201,19 +186,7 @@ func (t *Templates) storeLearned(m *Manifest, l learned) (*Manifest, error) {
 		return nil, fmt.Errorf("encoding what was learned: %w", err)
 	}
 	dir := filepath.Join(t.basesDir(), m.Digest)
-	tmp := filepath.Join(dir, "learned.tmp")
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
-	if err != nil {
-		return nil, fmt.Errorf("storing what was learned: %w", err)
-	}
-	_, err = f.Write(append(b, '\n'))
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return nil, fmt.Errorf("storing what was learned: %w", err)
-	}
-	if err := os.Rename(tmp, filepath.Join(dir, "learned.json")); err != nil {
-		return nil, fmt.Errorf("storing what was learned: %w", err)
-	}
-	if err := syncDir(dir); err != nil {
+	if err := durable.WriteFile(filepath.Join(dir, "learned.json"), append(b, '\n'), 0o644, durable.Machine); err != nil {
 		return nil, fmt.Errorf("storing what was learned: %w", err)
 	}
 	with := *m
@@ -224,37 +197,13 @@ func (t *Templates) storeLearned(m *Manifest, l learned) (*Manifest, error) {
 	return &with, nil
 }
 
-// lockFile takes an exclusive lock between processes and goroutines. Closing the file releases it, unless a child
-// still has it. waiting is called once if another has it.
+// lockFile takes the lock of a cache directory that other servers may share.
+// waiting is called once if another has it.
 func lockFile(ctx context.Context, name string, waiting func()) (*os.File, error) {
 	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
 		return nil, fmt.Errorf("locking: %w", err)
 	}
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("locking: %w", err)
-	}
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for first := true; ; first = false {
-		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil {
-			return f, nil
-		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
-			_ = f.Close()
-			return nil, fmt.Errorf("locking %s: %w", name, err)
-		}
-		if first {
-			waiting()
-		}
-		select {
-		case <-ctx.Done():
-			_ = f.Close()
-			return nil, fmt.Errorf("waiting for %s: %w", name, context.Cause(ctx))
-		case <-tick.C:
-		}
-	}
+	return durable.Lock(ctx, name, waiting)
 }
 
 // finishRoot adds what every template has whatever it was made from, and fills in the manifest's Env.

@@ -14,6 +14,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/atoll-run/atoll/internal/durable"
 )
 
 // DefaultDownloadQuota is the size of the download cache when the operator says
@@ -141,26 +143,12 @@ func (d *Downloads) keep(from origin, files []fillFile) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	id := hashFields(append([]string{f.Base, f.Below, f.Manager}, f.Names...)...)
-	if err := writeWhole(filepath.Join(d.dir, "records", id), text); err != nil {
+	// A torn record after a crash of the machine does no harm: what cannot be read is removed.
+	if err := durable.WriteFile(filepath.Join(d.dir, "records", id), text, 0o600, durable.Process); err != nil {
 		return fmt.Errorf("recording downloads: %w", err)
 	}
 	_, err = d.shrink(d.quota)
 	return err
-}
-
-// writeWhole gives a file its content at once. A torn one after a crash of the
-// host does no harm: records that cannot be read are removed.
-func writeWhole(path string, content []byte) error {
-	temp, err := os.CreateTemp(filepath.Dir(path), ".new-")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(temp.Name())
-	_, err = temp.Write(content)
-	if err := errors.Join(err, temp.Close()); err != nil {
-		return err
-	}
-	return os.Rename(temp.Name(), path)
 }
 
 // errNoRoom: a download is not kept because it takes too much.
@@ -177,23 +165,18 @@ func (d *Downloads) store(ctx context.Context, content io.Reader, size int64, wa
 	if err := hostHasRoom(int(blobs.Fd()), d.reserve, blocksOf(size)); err != nil {
 		return fmt.Errorf("keeping a download: %w", err)
 	}
-	temp, err := os.CreateTemp(filepath.Join(d.dir, "blobs"), ".new-")
-	if err != nil {
-		return fmt.Errorf("keeping a download: %w", err)
+	err = durable.Create(d.blob(want), 0o644, durable.Process, func(f *os.File) error {
+		own := sha256.New()
+		n, err := io.Copy(io.MultiWriter(own, f), contextReader{ctx, io.LimitReader(content, size+1)})
+		if err == nil && (n != size || hexSum(own) != want) {
+			err = errNotTaken // it changed while it was read
+		}
+		return err
+	})
+	if err != nil && !errors.Is(err, errNotTaken) {
+		err = fmt.Errorf("keeping a download: %w", err)
 	}
-	defer os.Remove(temp.Name())
-	own := sha256.New()
-	n, err := io.Copy(io.MultiWriter(own, temp), contextReader{ctx, io.LimitReader(content, size+1)})
-	if err := errors.Join(err, temp.Chmod(0o644), temp.Close()); err != nil {
-		return fmt.Errorf("keeping a download: %w", err)
-	}
-	if n != size || hexSum(own) != want {
-		return errNotTaken // it changed while it was read
-	}
-	if err := os.Rename(temp.Name(), d.blob(want)); err != nil {
-		return fmt.Errorf("keeping a download: %w", err)
-	}
-	return nil
+	return err
 }
 
 // records reads all records, the most recently used first. One that cannot be

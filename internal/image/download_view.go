@@ -3,6 +3,7 @@ package image
 import (
 	"archive/zip"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/sha512"
@@ -16,6 +17,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/atoll-run/atoll/internal/durable"
 	"golang.org/x/mod/sumdb/dirhash"
 	"golang.org/x/sys/unix"
 )
@@ -68,8 +70,8 @@ func (d *Downloads) view(to origin) (_ *view, err error) {
 	if v.lock, err = os.Open(v.dir); err != nil {
 		return nil, err
 	}
-	if err = unix.Flock(int(v.lock.Fd()), unix.LOCK_EX); err != nil {
-		return nil, err
+	if taken, err := durable.TryLock(v.lock); err != nil || !taken {
+		return nil, cmp.Or(err, errors.New("a new directory is locked already"))
 	}
 	return v, d.link(v)
 }
@@ -143,8 +145,10 @@ func (d *Downloads) clearViews() {
 		}
 		info, err := f.Stat()
 		old := err == nil && d.now().Sub(info.ModTime()) > blobGrace // one that is being made is not locked yet
-		if old && strings.HasPrefix(e.Name(), "view-") && unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-			_ = os.RemoveAll(dir) // the next clean-up tries again
+		if old && strings.HasPrefix(e.Name(), "view-") {
+			if free, err := durable.TryLock(f); err == nil && free {
+				_ = os.RemoveAll(dir) // the next clean-up tries again
+			}
 		}
 		f.Close()
 	}

@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/atoll-run/atoll/internal/durable"
 	"golang.org/x/sys/unix"
 )
 
@@ -108,7 +109,7 @@ func (l *Layer) measure() error {
 			return err
 		}
 		if text, err = json.Marshal(known); err == nil {
-			err = writeWhole(name, text)
+			err = durable.WriteFile(name, text, 0o600, durable.Process)
 		}
 		if err != nil {
 			return fmt.Errorf("noting the size of a layer: %w", err)
@@ -306,7 +307,7 @@ func (s *Store) commit(ctx context.Context, l *Layer, upper string, lower []stri
 		return fmt.Errorf("committing layer: %w", err)
 	}
 	s.step(stepRenamed)
-	if err := syncDir(s.dir); err != nil {
+	if err := durable.SyncDir(s.dir); err != nil {
 		return fmt.Errorf("committing layer: %w", err)
 	}
 	s.step(stepSynced)
@@ -343,7 +344,7 @@ func (s *Store) toTrash(target string) (string, error) {
 	if err := os.Rename(target, filepath.Join(trash, "layer")); err != nil {
 		return "", err
 	}
-	return trash, syncDir(s.dir)
+	return trash, durable.SyncDir(s.dir)
 }
 
 // syncFileSystem makes everything on the file system of path durable.

@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/atoll-run/atoll/internal/durable"
 	"github.com/klauspost/compress/zstd"
 )
 
@@ -201,7 +202,10 @@ func fetchBlob(ctx context.Context, cache, scratch, digest string, p Progress, o
 	if err := tmp.Sync(); err != nil {
 		return "", fmt.Errorf("downloading %s: %w", digest, err)
 	}
-	return name, os.Rename(tmp.Name(), name)
+	if err := durable.Rename(tmp.Name(), name); err != nil {
+		return "", fmt.Errorf("downloading %s: %w", digest, err)
+	}
+	return name, nil
 }
 
 // percentReader tells how much of size was read.

@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/atoll-run/atoll/internal/durable"
 )
 
 // Servers that share a cache know nothing of each other's environments, and may
@@ -238,11 +240,8 @@ func (t *Templates) remove(digest string) error {
 	if err := os.MkdirAll(filepath.Dir(trash), 0o700); err != nil {
 		return fmt.Errorf("pruning templates: %w", err)
 	}
-	if err := os.Rename(filepath.Join(t.basesDir(), digest), trash); err != nil {
+	if err := durable.Rename(filepath.Join(t.basesDir(), digest), trash); err != nil {
 		return fmt.Errorf("pruning templates: %w", err)
-	}
-	if err := syncDir(t.basesDir()); err != nil {
-		return err
 	}
 	t.mu.Lock()
 	delete(t.known, digest)

@@ -20,6 +20,7 @@ import (
 	"sync"
 
 	"github.com/atoll-run/atoll/internal/control"
+	"github.com/atoll-run/atoll/internal/durable"
 )
 
 // ErrLocked says that another process (or another Store of this one) has the
@@ -135,9 +136,5 @@ func create(path string) (err error) {
 	if err := f.Close(); err != nil {
 		return err
 	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return durable.SyncDir(filepath.Dir(path))
 }

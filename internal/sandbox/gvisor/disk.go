@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"sync"
 
+	"github.com/atoll-run/atoll/internal/durable"
 	"golang.org/x/sys/unix"
 )
 
@@ -46,27 +47,27 @@ func (d *disks) blank(ctx context.Context, size int64) (string, error) {
 	if _, err := os.Stat(path); err == nil {
 		return path, nil
 	}
-	temp, err := os.CreateTemp(d.dir, "mkfs-*")
-	if err != nil {
+	if err := durable.Create(path, 0o600, durable.Process, func(f *os.File) error { return makeFileSystem(ctx, f, size) }); err != nil {
 		return "", fmt.Errorf("making disk: %w", err)
 	}
-	defer os.Remove(temp.Name())
-	if err := errors.Join(temp.Truncate(size), temp.Close()); err != nil {
-		return "", fmt.Errorf("making disk: %w", err)
+	return path, nil
+}
+
+// makeFileSystem makes the empty file system of a disk in f, which is empty.
+func makeFileSystem(ctx context.Context, f *os.File, size int64) error {
+	if err := f.Truncate(size); err != nil {
+		return err
 	}
 	// One inode per 8 KiB: trees of small files (package managers) run out of
 	// the usual number before they run out of space. Without backups and room
 	// for growing an empty file system is 60 KiB in four pieces, not 4 MiB.
 	out, err := exec.CommandContext(ctx, "mkfs.ext4", "-q", "-F", "-m", "0", "-b", "4096", "-i", "8192", "-G", "128",
 		"-O", "^has_journal,^resize_inode,sparse_super2",
-		"-E", "num_backup_sb=0,packed_meta_blocks=1,lazy_itable_init=1,nodiscard,root_owner=0:0", temp.Name()).CombinedOutput()
+		"-E", "num_backup_sb=0,packed_meta_blocks=1,lazy_itable_init=1,nodiscard,root_owner=0:0", f.Name()).CombinedOutput()
 	if err != nil {
-		return "", fmt.Errorf("making disk: mkfs.ext4: %w: %.200s", err, out)
+		return fmt.Errorf("mkfs.ext4: %w: %.200s", err, out)
 	}
-	if err := os.Rename(temp.Name(), path); err != nil {
-		return "", fmt.Errorf("making disk: %w", err)
-	}
-	return path, nil
+	return nil
 }
 
 // clone copies a sparse file: by reference where the file system can, else only

@@ -30,6 +30,7 @@ import (
 	gvlog "gvisor.dev/gvisor/pkg/log"
 	"gvisor.dev/gvisor/runsc/specutils"
 
+	"github.com/atoll-run/atoll/internal/durable"
 	"github.com/atoll-run/atoll/internal/sandbox"
 )
 
@@ -158,6 +159,10 @@ func New(config Config) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening sandbox engine: %w", err)
 	}
+	blank := filepath.Join(config.Dir, "blank")
+	if err := errors.Join(durable.Sweep(config.Dir), durable.Sweep(blank)); err != nil {
+		return nil, fmt.Errorf("opening sandbox engine: %w", err)
+	}
 	guest, err := openGuest(config.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("opening sandbox engine: %w", err)
@@ -169,7 +174,7 @@ func New(config Config) (*Engine, error) {
 	gvlog.SetTarget(discardLog) // gVisor's library would write to standard error
 	e := &Engine{
 		config: config, log: config.Logger, cgroups: cg, guest: guest, reaper: newReaper(), boot: strings.TrimSpace(string(boot)),
-		disks: disks{dir: filepath.Join(config.Dir, "blank")},
+		disks: disks{dir: blank},
 		locks: map[string]*idLock{}, boxes: map[string]*box{},
 		ledger: ledger{pending: map[string]claim{}, bounded: map[string]bool{}},
 	}

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/atoll-run/atoll/internal/durable"
 )
 
 //go:generate env CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o guest/bin/guest ./guest
@@ -33,17 +35,7 @@ func openGuest(dir string) (*os.File, error) {
 	if f, err := os.Open(path); err == nil {
 		return f, nil
 	}
-	temp, err := os.CreateTemp(dir, "guest-*.tmp")
-	if err != nil {
-		return nil, fmt.Errorf("placing the guest program: %w", err)
-	}
-	defer os.Remove(temp.Name())
-	_, err = temp.Write(program)
-	err = errors.Join(err, temp.Chmod(0o555), temp.Close())
-	if err == nil {
-		err = os.Rename(temp.Name(), path)
-	}
-	if err != nil {
+	if err := durable.WriteFile(path, program, 0o555, durable.Process); err != nil {
 		return nil, fmt.Errorf("placing the guest program: %w", err)
 	}
 	return os.Open(path)

@@ -3,7 +3,6 @@ package gvisor
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strconv"
 
@@ -11,6 +10,7 @@ import (
 	"gvisor.dev/gvisor/runsc/config"
 	"gvisor.dev/gvisor/runsc/flag"
 
+	"github.com/atoll-run/atoll/internal/durable"
 	"github.com/atoll-run/atoll/internal/sandbox"
 )
 
@@ -116,8 +116,5 @@ func writeJSON(path string, v any) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
+	return durable.WriteFile(path, data, 0o600, durable.Process)
 }

@@ -19,6 +19,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/atoll-run/atoll/internal/egress"
+	"github.com/atoll-run/atoll/internal/httpapi"
 	"github.com/atoll-run/atoll/internal/image"
 	"github.com/atoll-run/atoll/internal/sandbox/gvisor"
 )
@@ -73,6 +74,9 @@ type HTTPConfig struct {
 	// Hosts are names under which a proxy on this machine asks for /healthz and
 	// /metrics, beside localhost and IP addresses. Empty: none.
 	Hosts []string `yaml:"hosts"`
+	// Origins are the web pages that may ask the API from a browser, such as
+	// https://app.example.com. Empty: none.
+	Origins []string `yaml:"origins"`
 	// Memory is what the bodies of requests and the outputs that are collected
 	// for replies may take together; beyond it requests get 429. Zero: an eighth
 	// of the machine's, at least 256 MiB and at most 2 GiB.
@@ -95,6 +99,21 @@ func (c HTTPConfig) hosts() ([]string, error) {
 		out = append(out, host.String())
 	}
 	return out, errors.Join(errs...)
+}
+
+// validate names what is wrong.
+func (c HTTPConfig) validate() error {
+	_, err := c.hosts()
+	errs := []error{err}
+	for i, origin := range c.Origins {
+		if _, err := httpapi.ParseOrigin(origin); err != nil {
+			errs = append(errs, fmt.Errorf("http.origins[%d]: %q: %w", i, origin, err))
+		}
+	}
+	if c.Memory != 0 && c.Memory < leastHTTPMemory {
+		errs = append(errs, errors.New("http.memory: less than 128MiB does not hold a large request"))
+	}
+	return errors.Join(errs...)
 }
 
 // EgressConfig adjusts what sandboxes can reach.
@@ -321,11 +340,7 @@ func (c *Config) validate() error {
 		bad("log-format: %q is not text or json", c.LogFormat)
 	}
 	_, err := c.templates(nil, nil)
-	_, hostsErr := c.HTTP.hosts()
-	errs = append(errs, err, hostsErr, c.Egress.validate(), c.Limits.validate("limits"), c.Host.validate(), c.Packages.limits().validate("packages"), c.Model.validate(), c.Agent.validate())
-	if c.HTTP.Memory != 0 && c.HTTP.Memory < leastHTTPMemory {
-		bad("http.memory: less than 128MiB does not hold a large request")
-	}
+	errs = append(errs, err, c.HTTP.validate(), c.Egress.validate(), c.Limits.validate("limits"), c.Host.validate(), c.Packages.limits().validate("packages"), c.Model.validate(), c.Agent.validate())
 	if c.Packages.MaxParallel < 0 {
 		bad("packages.max_parallel: %d is negative", c.Packages.MaxParallel)
 	}

@@ -224,7 +224,7 @@ func (w *wiring) serve(ctx context.Context, ready func(url string)) error {
 		return err
 	}
 	handler, err := httpapi.New(httpapi.Config{
-		Service: w.service, Sandboxes: w.sandboxes, Logger: w.log, Metrics: w.metrics, Memory: w.budgets.memory, Hosts: hosts,
+		Service: w.service, Sandboxes: w.sandboxes, Logger: w.log, Metrics: w.metrics, Memory: w.budgets.memory, Hosts: hosts, Origins: w.cfg.HTTP.Origins,
 	})
 	if err != nil {
 		return fmt.Errorf("making the HTTP handler: %w", err)

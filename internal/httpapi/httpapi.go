@@ -58,6 +58,9 @@ type Config struct {
 	// for on a loopback address, beside localhost and IP addresses: those of a
 	// proxy on this machine.
 	Hosts []string
+	// Origins are the web pages that may ask the API from a browser, each as
+	// [ParseOrigin] takes it. Empty: none, and no reply says anything of origins.
+	Origins []string
 	// Health tells whether the server can work, for /healthz. Nil means always.
 	Health func(context.Context) error
 }
@@ -110,7 +113,13 @@ func New(cfg Config) (http.Handler, error) {
 	s.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		s.writeError(w, r, &control.Fault{Kind: control.NotFound, Message: "Not found"})
 	})
-	return s.observe(http.HandlerFunc(s.route)), nil
+	var entry http.Handler = http.HandlerFunc(s.route)
+	if len(cfg.Origins) > 0 {
+		if entry, err = newOriginGate(cfg.Origins, entry); err != nil {
+			return nil, err
+		}
+	}
+	return s.observe(entry), nil
 }
 
 // routes is every path of the API.

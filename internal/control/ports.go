@@ -80,16 +80,17 @@ type BuildRecord struct {
 // instead the page that precedes that row is returned, in list order. The row
 // itself need not be there any more; it is left out of the page unless Inclusive.
 type Page struct {
-	Limit         int
-	After, Before *Mark
-	Ascending     bool
-	Inclusive     bool
+	Limit     int   // rows at most; zero gives none
+	After     *Mark // the last row of the page before; nil begins the list
+	Before    *Mark // the first row of the page behind; nil goes forward
+	Ascending bool  // oldest first; false is newest first
+	Inclusive bool  // with the row of After or Before, if it is still there
 }
 
 // Mark is a place in a list ordered by creation time and id.
 type Mark struct {
-	CreatedAt time.Time
-	ID        string
+	CreatedAt time.Time // of the row, to the microsecond
+	ID        string    // of the row, which decides between rows of one time
 }
 
 // AgentFilter selects agents. Zero times do not filter.

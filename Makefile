@@ -45,7 +45,7 @@ serve: root setup build ## run a server in the foreground and print how to use i
 
 .PHONY: test
 test: root setup build ## every test: real sandboxes, real installs, official SDKs (root)
-	ATOLL_CI=1 CGO_ENABLED=0 go test -count=1 -p 2 -timeout 40m $(TEST_FLAGS) ./...
+	ATOLL_CI=1 ATOLL_BINARY=$(CURDIR)/bin/atoll CGO_ENABLED=0 go test -count=1 -p 2 -timeout 40m $(TEST_FLAGS) ./...
 
 .PHONY: check
 check: lint ## the quick loop: lint and the short tests, as any user

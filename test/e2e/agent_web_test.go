@@ -83,7 +83,7 @@ func TestAgentReadsTheWeb(t *testing.T) {
 	if u := used.Usage.ServerToolUse; u["web_fetch_requests"] != 3 || u["web_search_requests"] != 1 {
 		t.Errorf("used %v", u)
 	}
-	server, err := os.ReadFile(filepath.Join(s.Data, "e2e-server.log"))
+	server, err := os.ReadFile(s.LogFile())
 	if err != nil || strings.Contains(string(server), searchKey) {
 		t.Errorf("the server's log has the key of the search endpoint, or %v", err)
 	}

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/atoll-run/atoll/atolltest"
 	"github.com/atoll-run/atoll/internal/control"
 	"github.com/atoll-run/atoll/internal/store"
 )
@@ -23,7 +24,7 @@ func (s *server) cli(args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(s.t.Context(), binary, args...)
 	// A terminal of whoever runs the tests is not the command's.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	cmd.Env = append(os.Environ(), "ATOLL_URL="+s.URL, "ATOLL_API_KEY="+testKey, "ATOLL_DATA="+s.Data, "ATOLL_CACHE="+cacheDir(s.t))
+	cmd.Env = append(os.Environ(), "ATOLL_URL="+s.URL, "ATOLL_API_KEY="+atolltest.Key, "ATOLL_DATA="+s.Dir, "ATOLL_CACHE="+s.Cache)
 	return cmd
 }
 
@@ -255,12 +256,12 @@ func (s *server) checkCache() {
 	if out := show(); len(out) > len(up) {
 		s.t.Errorf("before: %safter: %s", up, out)
 	}
-	s.stop(syscall.SIGTERM)
+	s.Stop(syscall.SIGTERM)
 	show()
 	if out := s.mustAtoll("cache", "prune"); !strings.HasPrefix(out, "0 layers removed, 0 KiB\n") || !strings.Contains(out, " downloads removed, ") {
 		s.t.Errorf("cache prune without a server removed what is used: %s", out)
 	}
-	s.start()
+	s.Start()
 }
 
 // checkKept: an update is for the sandboxes that are made later. A sandbox keeps
@@ -289,7 +290,7 @@ func (s *server) checkKept(env, same string) {
 	}
 	s.must(old, "figlet ok && ! command -v hello")
 	s.must(later, "hello && ! command -v figlet")
-	s.deleteAllSessions()
+	s.DeleteSessions()
 	s.mustAtoll("cache", "prune")
 	if out := layers(); strings.Contains(out, " figlet\n") || strings.Contains(out, " hello\n") {
 		s.t.Errorf("what nothing uses is kept:\n%s", out)
@@ -348,9 +349,9 @@ func TestCommandEgress(t *testing.T) {
 // addWorkspace makes one more workspace, for which there is no command yet.
 func (s *server) addWorkspace(t *testing.T, name string) {
 	t.Helper()
-	s.stop(syscall.SIGTERM)
-	defer s.start()
-	db, err := store.Open(t.Context(), store.Config{Path: filepath.Join(s.Data, "atoll.db")})
+	s.Stop(syscall.SIGTERM)
+	defer s.Start()
+	db, err := store.Open(t.Context(), store.Config{Path: filepath.Join(s.Dir, "atoll.db")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -371,7 +372,7 @@ func TestCommandKeys(t *testing.T) {
 	}
 	for _, state := range []string{"up", "down"} {
 		if state == "down" {
-			s.stop(syscall.SIGTERM)
+			s.Stop(syscall.SIGTERM)
 		}
 		secret := strings.TrimSpace(s.mustAtoll("key", "create", "worker "+state))
 		list := s.mustAtoll("key", "list")
@@ -380,17 +381,17 @@ func TestCommandKeys(t *testing.T) {
 			t.Fatalf("%s: %q in\n%s", state, secret, list)
 		}
 		if state == "down" {
-			s.start()
+			s.Start()
 		}
 		if !works(secret) {
 			t.Errorf("%s: a new key is refused", state)
 		}
 		if state == "down" {
-			s.stop(syscall.SIGTERM)
+			s.Stop(syscall.SIGTERM)
 		}
 		s.mustAtoll("key", "revoke", id[1])
 		if state == "down" {
-			s.start()
+			s.Start()
 		}
 		if works(secret) {
 			t.Errorf("%s: a revoked key is accepted", state)

@@ -10,6 +10,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/atoll-run/atoll/atolltest"
 )
 
 // put writes a file into a session.
@@ -19,7 +21,7 @@ func (s *server) put(session, path string, content []byte) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	req.Header.Set("x-api-key", testKey)
+	req.Header.Set("x-api-key", atolltest.Key)
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		s.t.Fatal(err)

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/atoll-run/atoll/atolltest"
 	"golang.org/x/sys/unix"
 )
 
@@ -77,7 +78,7 @@ func (n *neighbour) writes(name string, size int) {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	req.Header.Set("x-api-key", testKey)
+	req.Header.Set("x-api-key", atolltest.Key)
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		n.t.Fatalf("the neighbour writes %s: %v", name, err)
@@ -95,7 +96,7 @@ func (n *neighbour) writes(name string, size int) {
 func (n *neighbour) has() {
 	n.t.Helper()
 	for name, want := range n.sums {
-		forget(n.t, filepath.Join(n.Data, "sandboxes"), name)
+		forget(n.t, filepath.Join(n.Dir, "sandboxes"), name)
 		if got, _, _ := strings.Cut(n.must(n.id, "sha256sum "+name), " "); got != want {
 			n.t.Errorf("the neighbour's %s is not what it wrote: %s, want %s", name, got, want)
 		}
@@ -171,7 +172,7 @@ func (s *server) greedy(agent, env, shell string) []attempt {
 // peakMemory is the most memory that the server has had at a time.
 func (s *server) peakMemory() int64 {
 	s.t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.Process().Pid))
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -204,7 +205,7 @@ func TestE301Disk(t *testing.T) {
 	n.has()
 	n.works()
 	var host unix.Statfs_t
-	if err := unix.Statfs(s.Data, &host); err != nil || host.Bavail == 0 {
+	if err := unix.Statfs(s.Dir, &host); err != nil || host.Bavail == 0 {
 		t.Errorf("the host's disk: %+v %v", host, err)
 	}
 }
@@ -223,7 +224,7 @@ func TestE302Inodes(t *testing.T) {
 	agent, env := s.agent(), s.environment(object{"base_template": "slim"})
 	n := s.neighbour(agent, env)
 	n.writes("before", 1<<20)
-	lowest := lowestInodes(t, s.Data)
+	lowest := lowestInodes(t, s.Dir)
 	status := map[string]int{}
 	for _, name := range names {
 		b := s.built(s.environment(mirrored(object{"pip": []string{name}})))
@@ -313,7 +314,7 @@ func TestE304Processes(t *testing.T) {
 		n.works()
 	}
 	seen := 0
-	for _, pid := range processIDs(s.Data, "runsc-sandbox") {
+	for _, pid := range processIDs(s.Dir, "runsc-sandbox") {
 		seen++
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 		if err != nil {
@@ -372,7 +373,7 @@ func TestE305Memory(t *testing.T) {
 			}
 			defer c.Close()
 			_ = c.SetDeadline(time.Now().Add(20 * time.Second))
-			fmt.Fprintf(c, "POST /v1/sessions/%s/events HTTP/1.1\r\nHost: x\r\nX-Api-Key: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n{\"events\":[{\"type\":\"user.message\",\"content\":[{\"type\":\"text\",\"text\":\"", session, testKey, 32<<20)
+			fmt.Fprintf(c, "POST /v1/sessions/%s/events HTTP/1.1\r\nHost: x\r\nX-Api-Key: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n{\"events\":[{\"type\":\"user.message\",\"content\":[{\"type\":\"text\",\"text\":\"", session, atolltest.Key, 32<<20)
 			for range 31 {
 				if _, err := c.Write(piece); err != nil { // refused meanwhile
 					break

@@ -44,7 +44,7 @@ func TestFullDisk(t *testing.T) {
 		}
 	}
 	for file, want := range map[string]string{"first": first, "second": second} {
-		path := filepath.Join(s.Data, "sandboxes", "sandboxes", neighbour, "disk", "upper", "workspace", file)
+		path := filepath.Join(s.Dir, "sandboxes", "sandboxes", neighbour, "disk", "upper", "workspace", file)
 		out, err := exec.Command("sh", "-c", `dd if="$0" iflag=direct bs=1M 2>/dev/null | sha256sum`, path).Output()
 		if err != nil || strings.TrimSpace(string(out)) != want {
 			t.Errorf("%s: its sync succeeded, and the disk holds something else: %q, not %q (%v)", file, out, want, err)

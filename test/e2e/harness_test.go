@@ -12,7 +12,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -22,9 +21,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
-)
 
-const testKey = "sk-atoll-e2e-0123456789"
+	"github.com/atoll-run/atoll/atolltest"
+)
 
 // binary is the atoll under test, built once from the checkout.
 var binary string
@@ -72,20 +71,12 @@ func run(m *testing.M) (int, error) {
 
 // server is one running atoll.
 type server struct {
-	t    *testing.T
-	Data string
-	URL  string
-	args []string
-	env  []string
-	wrap []string // a program that starts the server in its place, with its arguments; empty: none
-
-	cmd  *exec.Cmd
-	logf *os.File
-	done chan struct{}
+	*atolltest.Server
+	t *testing.T
 }
 
-// newServer prepares a server on its own data directory and starts it. The
-// configuration is YAML, or empty.
+// newServer starts a server on its own data directory. The configuration is
+// YAML, or empty.
 func newServer(t *testing.T, config string) *server {
 	return newServerIn(t, "", config)
 }
@@ -94,144 +85,21 @@ func newServer(t *testing.T, config string) *server {
 // usual one, and with a program that starts the server in its place.
 func newServerIn(t *testing.T, dir, config string, wrap ...string) *server {
 	t.Helper()
-	// Not t.TempDir: its removal would fail the test while a mount is left, but
-	// the name should be short, for sockets.
-	data, err := os.MkdirTemp(dir, "atoll-d-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &server{t: t, Data: data, wrap: wrap}
-	s.URL = "http://" + freeAddr(t)
-	s.args = []string{"serve", "--listen", strings.TrimPrefix(s.URL, "http://"), "--data", data, "--cache", cacheDir(t)}
-	if !strings.Contains(config, "limits:") { // any machine can promise this to several sandboxes
-		config += "\nlimits: {disk: 1GiB, processes: 400}\n"
-	}
-	if config != "" {
-		file := filepath.Join(t.TempDir(), "config.yaml")
-		if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		s.args = append(s.args, "--config", file)
-	}
+	s := &server{Server: atolltest.Start(t, atolltest.Options{Binary: binary, Config: config, Parent: dir, Wrap: wrap}), t: t}
 	t.Cleanup(func() {
-		s.deleteAllSessions()
-		s.stop(syscall.SIGTERM)
-		if left := leftovers(t, data); len(left) > 0 {
+		s.Close()
+		if left := leftovers(t, s.Dir); len(left) > 0 {
 			t.Errorf("left behind by %s:\n  %s", t.Name(), strings.Join(left, "\n  "))
 		}
-		if t.Failed() {
-			b, _ := os.ReadFile(filepath.Join(data, "e2e-server.log"))
-			t.Logf("server log without requests that succeeded:\n%s", tail(notable(b), 12000))
-		}
-		if err := os.RemoveAll(data); err != nil {
-			t.Errorf("removing the data directory: %v", err)
-		}
 	})
-	s.start()
 	return s
-}
-
-func cacheDir(t *testing.T) string {
-	if dir := os.Getenv("ATOLL_CACHE"); dir != "" {
-		return dir
-	}
-	dir, err := os.UserCacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return filepath.Join(dir, "atoll")
-}
-
-func freeAddr(t *testing.T) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
-// start runs the server and waits until it answers.
-func (s *server) start() {
-	s.t.Helper()
-	var err error
-	s.logf, err = os.OpenFile(filepath.Join(s.Data, "e2e-server.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	command := append(append(s.wrap[:len(s.wrap):len(s.wrap)], binary), s.args...)
-	s.cmd = exec.Command(command[0], command[1:]...)
-	s.cmd.Env = append(os.Environ(), append([]string{"ATOLL_API_KEY=" + testKey, "ATOLL_LOG_LEVEL=debug"}, s.env...)...)
-	s.cmd.Stdout, s.cmd.Stderr = s.logf, s.logf
-	// A terminal's Ctrl-C must not reach it, and a kill of it must not be a
-	// kill of its group: sandboxes outlive the server.
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := s.cmd.Start(); err != nil {
-		s.t.Fatal(err)
-	}
-	s.done = make(chan struct{})
-	go func(cmd *exec.Cmd, done chan struct{}) {
-		_ = cmd.Wait() // the reason stands in the log
-		close(done)
-	}(s.cmd, s.done)
-	waitFor(s.t, 60*time.Second, "the server to answer", func() bool {
-		select {
-		case <-s.done:
-			b, _ := os.ReadFile(filepath.Join(s.Data, "e2e-server.log"))
-			s.t.Fatalf("server ended: %v\n%s", s.cmd.ProcessState, tail(b, 4000))
-		default:
-		}
-		resp, err := http.Get(s.URL + "/healthz")
-		if err != nil {
-			return false
-		}
-		resp.Body.Close()
-		return resp.StatusCode == 200
-	})
-}
-
-// stop sends a signal and waits for the end.
-func (s *server) stop(sig syscall.Signal) {
-	if s.cmd == nil {
-		return
-	}
-	_ = s.cmd.Process.Signal(sig)
-	select {
-	case <-s.done:
-	case <-time.After(30 * time.Second):
-		s.t.Errorf("the server does not end on %v", sig)
-		_ = s.cmd.Process.Kill()
-		<-s.done
-	}
-	s.logf.Close()
-	s.cmd = nil
 }
 
 // kill9 ends the server without a chance to tidy, and starts it again.
 func (s *server) kill9() {
 	s.t.Helper()
-	s.stop(syscall.SIGKILL)
-	s.start()
-}
-
-// deleteAllSessions removes every session, so that what is left on the machine
-// afterwards is a leak.
-func (s *server) deleteAllSessions() {
-	if s.cmd == nil {
-		return
-	}
-	for {
-		var list struct{ Data []struct{ ID string } }
-		if s.try("GET", "/v1/sessions?limit=100&include_archived=true", nil, &list) != 200 || len(list.Data) == 0 {
-			return
-		}
-		for _, d := range list.Data {
-			if code := s.try("DELETE", "/v1/sessions/"+d.ID, nil, nil); code != 200 {
-				s.t.Errorf("deleting session %s: %d", d.ID, code)
-				return
-			}
-		}
-	}
+	s.Stop(syscall.SIGKILL)
+	s.Start()
 }
 
 // try sends a request and returns the status, 0 when the server did not answer.
@@ -248,7 +116,7 @@ func (s *server) try(method, path string, body, into any) int {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	req.Header.Set("x-api-key", testKey)
+	req.Header.Set("x-api-key", atolltest.Key)
 	if body != nil {
 		req.Header.Set("content-type", "application/json")
 	}
@@ -357,26 +225,7 @@ func waitFor(t *testing.T, limit time.Duration, what string, cond func() bool) {
 	}
 }
 
-// notable leaves out the log lines of requests that went well, and details
-// other than why a connection was not made.
-func notable(log []byte) []byte {
-	var out []byte
-	for line := range bytes.Lines(log) {
-		boring := bytes.Contains(line, []byte(`"msg":"request"`)) && bytes.Contains(line, []byte(`"level":"INFO"`)) ||
-			bytes.Contains(line, []byte(`"level":"DEBUG"`)) && !bytes.Contains(line, []byte("not connected"))
-		if !boring {
-			out = append(out, line...)
-		}
-	}
-	return out
-}
-
-func tail(b []byte, n int) []byte {
-	if len(b) > n {
-		b = b[len(b)-n:]
-	}
-	return b
-}
+func tail(b []byte, n int) []byte { return b[max(0, len(b)-n):] }
 
 // leftovers lists what a data directory still has on this machine: mounts,
 // namespaces, loop devices, cgroups, processes and per-session directories.

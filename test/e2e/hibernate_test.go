@@ -62,7 +62,7 @@ func (s *server) sandboxes(state string) int {
 func (s *server) allHibernate(n int) {
 	s.t.Helper()
 	waitFor(s.t, 120*time.Second, fmt.Sprintf("%d sandboxes to hibernate", n), func() bool { return s.sandboxes("hibernated") == n })
-	for _, p := range processesOf(s.Data) {
+	for _, p := range processesOf(s.Dir) {
 		if strings.Contains(p, "runsc-") {
 			s.t.Errorf("a hibernated sandbox has a process: %s", p)
 		}
@@ -151,8 +151,8 @@ func TestHibernation(t *testing.T) {
 	s.allHibernate(1)
 	s.counting(id)
 	s.allHibernate(1)
-	s.stop(syscall.SIGTERM)
-	s.start()
+	s.Stop(syscall.SIGTERM)
+	s.Start()
 	if got := s.must(id, inside+" && curl -sS http://www.example.com/"); got != "from-inside" {
 		t.Errorf("after a restart the server inside says %q", got)
 	}
@@ -237,9 +237,9 @@ func TestDeadSandboxKeepsItsFiles(t *testing.T) {
 		}
 	}
 	// While the server is away, too.
-	s.stop(syscall.SIGTERM)
+	s.Stop(syscall.SIGTERM)
 	killed := 0
-	for _, p := range processIDs(s.Data, "runsc-sandbox") {
+	for _, p := range processIDs(s.Dir, "runsc-sandbox") {
 		if err := syscall.Kill(p, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
@@ -248,7 +248,7 @@ func TestDeadSandboxKeepsItsFiles(t *testing.T) {
 	if killed != 1 {
 		t.Fatalf("killed %d sandboxes, want 1", killed)
 	}
-	s.start()
+	s.Start()
 	if got := s.must(id, "cat /workspace/mine"); got != "0\n1" {
 		t.Errorf("files after a restart: %q", got)
 	}
@@ -281,7 +281,7 @@ func TestAgentHibernates(t *testing.T) {
 		say(`echo "$KEPT in $PWD"`, "variable in /usr/lib")
 	}
 	s.must(session, "echo mine > /workspace/mine")
-	for _, pid := range processIDs(s.Data, "runsc-sandbox") {
+	for _, pid := range processIDs(s.Dir, "runsc-sandbox") {
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}

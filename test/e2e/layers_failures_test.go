@@ -182,7 +182,7 @@ packages:
 		}
 		waitFor(t, 30*time.Second, "the builders to be gone", func() bool { return len(builders(t, s)) == 0 })
 		for _, rest := range []string{"layers/.scratch", "layers/.trash"} {
-			if left, err := os.ReadDir(filepath.Join(s.Data, rest)); err != nil || len(left) > 0 {
+			if left, err := os.ReadDir(filepath.Join(s.Dir, rest)); err != nil || len(left) > 0 {
 				t.Errorf("%s has %v %v", rest, left, err)
 			}
 		}
@@ -263,7 +263,7 @@ func (s *server) checkFlaky(m *mirror, agent string) []string {
 func builders(t *testing.T, s *server) (found []string) {
 	t.Helper()
 	for _, dir := range []string{"sandboxes", "networks"} {
-		entries, err := os.ReadDir(filepath.Join(s.Data, dir))
+		entries, err := os.ReadDir(filepath.Join(s.Dir, dir))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -3,7 +3,6 @@ package e2e
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -72,7 +71,7 @@ func TestLayersInjection(t *testing.T) {
 	if len(list.Data) != 1 {
 		t.Errorf("%d environments are there, want the one of the update", len(list.Data))
 	}
-	log, err := os.ReadFile(filepath.Join(s.Data, "e2e-server.log"))
+	log, err := os.ReadFile(s.LogFile())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,11 +40,11 @@ func checkKilledBuild(t *testing.T, m *mirror, undisturbed *server, want build) 
 			s.try("GET", "/atoll/v1/environments/"+env+"/build/log", nil, &log)
 			return strings.Contains(log, in.says)
 		})
-		s.stop(syscall.SIGKILL)
+		s.Stop(syscall.SIGKILL)
 		if n := len(committed(t, s)); n != i {
 			t.Fatalf("killed in the install of %s: %d layers are there, want %d\n%s", in.manager, n, i, log)
 		}
-		s.start()
+		s.Start()
 	}
 	b := s.builtAtLast(agent, env)
 	if len(b.Layers) != len(want.Layers) {
@@ -69,7 +69,7 @@ func checkKilledBuild(t *testing.T, m *mirror, undisturbed *server, want build) 
 		t.Errorf("the layer store has more than the layers: %v", keys)
 	}
 	for _, rest := range []string{"layers/.scratch", "layers/.trash"} {
-		if left, err := os.ReadDir(filepath.Join(s.Data, rest)); err != nil || len(left) > 0 {
+		if left, err := os.ReadDir(filepath.Join(s.Dir, rest)); err != nil || len(left) > 0 {
 			t.Errorf("%s has %v %v", rest, left, err)
 		}
 	}
@@ -80,7 +80,7 @@ var layerName = regexp.MustCompile(`^[0-9a-f]{64}$`)
 // committed lists the layers in a server's store.
 func committed(t *testing.T, s *server) (keys []string) {
 	t.Helper()
-	entries, err := os.ReadDir(filepath.Join(s.Data, "layers"))
+	entries, err := os.ReadDir(filepath.Join(s.Dir, "layers"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +96,7 @@ func committed(t *testing.T, s *server) (keys []string) {
 // times aside.
 func tree(t *testing.T, s *server, key string) map[string]string {
 	t.Helper()
-	dir := filepath.Join(s.Data, "layers", key, "tree")
+	dir := filepath.Join(s.Dir, "layers", key, "tree")
 	out := map[string]string{}
 	first := map[uint64]string{}
 	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/atoll-run/atoll/atolltest"
 	"github.com/atoll-run/atoll/internal/image"
 )
 
@@ -157,9 +158,9 @@ func TestLayersMalicious(t *testing.T) {
 	}
 	m.addNpm(t, "/npm/", "@evil/post", object{"scripts": object{"postinstall": "python3 evil.py > /usr/local/evil-report 2>&1"}}, file{"package/evil.py", evilScript})
 	s := newServer(t, m.config(""))
-	s.stop(syscall.SIGTERM)
-	s.env = secrets()
-	s.start()
+	s.Stop(syscall.SIGTERM)
+	s.Env = secrets()
+	s.Start()
 	agent := s.agent()
 	const victims = `node -e 'if (require("left-pad")("1", 3) !== "  1") throw 1' && python3 -c 'import six; print(six.__version__)'`
 	victim := s.environment(mirrored(object{"npm": []string{"left-pad@1.3.0"}, "pip": []string{"six==1.17.0"}}))
@@ -215,7 +216,7 @@ func TestLayersMalicious(t *testing.T) {
 			if len(a.seen) < 10_000 || !strings.Contains(a.seen, "/etc/passwd") || !strings.Contains(a.seen, "PATH=") {
 				t.Errorf("%s: the script saw %d bytes", name, len(a.seen))
 			}
-			for _, secret := range append(secrets(), testKey, "ATOLL_API_KEY", s.Data) {
+			for _, secret := range append(secrets(), atolltest.Key, "ATOLL_API_KEY", s.Dir) {
 				_, value, ok := strings.Cut(secret, "=")
 				if strings.Contains(a.seen, secret) || ok && strings.Contains(a.seen, value) {
 					t.Errorf("%s: the builder holds %s", name, secret)
@@ -246,7 +247,7 @@ func TestLayersMalicious(t *testing.T) {
 			t.Errorf("a layer of the victim has changed:\n%s", diff)
 		}
 	}
-	if v, err := image.VerifyLayers(t.Context(), filepath.Join(s.Data, "layers")); err != nil || len(v.Damaged) > 0 {
+	if v, err := image.VerifyLayers(t.Context(), filepath.Join(s.Dir, "layers")); err != nil || len(v.Damaged) > 0 {
 		t.Errorf("the layers: %+v, %v", v, err)
 	}
 	s.must(running, "cd /tmp && "+victims)

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -112,8 +111,8 @@ func (s *server) checkRegistriesShown() {
 		!strings.Contains(shown["npm"], "dead.example.com:18809 (") || !strings.Contains(shown["npm"], ":0 (") {
 		s.t.Errorf("registries: %v", shown)
 	}
-	at := slices.Index(s.args, "--config")
-	if out := s.mustAtoll("template", "show", "--config", s.args[at+1], "mirrored"); !strings.Contains(out, "registry     gem   gems.example.com:"+mirrorPort+" (operator)\n") {
+	at := slices.Index(s.Args, "--config")
+	if out := s.mustAtoll("template", "show", "--config", s.Args[at+1], "mirrored"); !strings.Contains(out, "registry     gem   gems.example.com:"+mirrorPort+" (operator)\n") {
 		s.t.Errorf("template show:\n%s", out)
 	}
 }
@@ -121,7 +120,7 @@ func (s *server) checkRegistriesShown() {
 // logSize is how long the server's log is now.
 func (s *server) logSize() int64 {
 	s.t.Helper()
-	info, err := os.Stat(filepath.Join(s.Data, "e2e-server.log"))
+	info, err := os.Stat(s.LogFile())
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -147,7 +146,7 @@ func (s *server) checkDialed(t *testing.T, from int64, template string) {
 			}
 		}
 	}
-	log, err := os.ReadFile(filepath.Join(s.Data, "e2e-server.log"))
+	log, err := os.ReadFile(s.LogFile())
 	if err != nil {
 		t.Fatal(err)
 	}

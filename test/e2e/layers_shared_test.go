@@ -132,11 +132,11 @@ func TestLayersShared(t *testing.T) {
 			t.Errorf("the %s layer has changed on the host", l.Manager)
 		}
 	}
-	out, _ := exec.CommandContext(t.Context(), binary, "doctor", "--deep", "--data", s.Data, "--cache", cacheDir(t)).CombinedOutput() // what it thinks of the host is not the matter
+	out, _ := exec.CommandContext(t.Context(), binary, "doctor", "--deep", "--data", s.Dir, "--cache", s.Cache).CombinedOutput() // what it thinks of the host is not the matter
 	if want := fmt.Sprintf("%d layers, ", len(b.Layers)); !strings.Contains(string(out), want) {
 		t.Errorf("doctor --deep does not say %q:\n%s", want, out)
 	}
-	verified, err := image.VerifyLayers(t.Context(), filepath.Join(s.Data, "layers"))
+	verified, err := image.VerifyLayers(t.Context(), filepath.Join(s.Dir, "layers"))
 	if err != nil || verified.Layers != len(b.Layers) || len(verified.Damaged) > 0 {
 		t.Errorf("the store's own digests: %+v, %v", verified, err)
 	}
@@ -167,7 +167,7 @@ func (s *server) python(session, script string, paths []string) string {
 // layerPaths lists what a layer has, as paths in a session, deletions aside.
 func layerPaths(t *testing.T, s *server, key string) (paths []string) {
 	t.Helper()
-	dir := filepath.Join(s.Data, "layers", key, "tree")
+	dir := filepath.Join(s.Dir, "layers", key, "tree")
 	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -185,7 +185,7 @@ func layerPaths(t *testing.T, s *server, key string) (paths []string) {
 
 func manifest(t *testing.T, s *server, key string) (m struct{ Digest string }) {
 	t.Helper()
-	content, err := os.ReadFile(filepath.Join(s.Data, "layers", key, "manifest.json"))
+	content, err := os.ReadFile(filepath.Join(s.Dir, "layers", key, "manifest.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,7 +212,7 @@ func firstDifference(want, got string) string {
 func checkPageCache(t *testing.T, s *server, b build, sessions ...string) {
 	var file string
 	for _, l := range b.Layers {
-		found, _ := filepath.Glob(filepath.Join(s.Data, "layers", l.Key, "tree/usr/local/lib/python3*/dist-packages/atoll_e2e_big/data"))
+		found, _ := filepath.Glob(filepath.Join(s.Dir, "layers", l.Key, "tree/usr/local/lib/python3*/dist-packages/atoll_e2e_big/data"))
 		if len(found) == 1 {
 			file = found[0]
 		}

@@ -21,7 +21,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	first := s.session(agent, env) // the template is built, the caches are warm
 	s.must(first, "true")
 	s.call("DELETE", "/v1/sessions/"+first, nil, nil)
-	before := machine(t, s.Data)
+	before := machine(t, s.Dir)
 
 	var done atomic.Int64
 	var up sync.RWMutex // held for writing while the server is down
@@ -41,19 +41,19 @@ func TestNothingIsLeftBehind(t *testing.T) {
 		for k := range int64(kills) {
 			waitFor(t, 4*time.Minute, "progress", func() bool { return done.Load() >= (k+1)*sessions/(kills+1) })
 			// Not under the lock: requests are under way when the kill comes.
-			_ = s.cmd.Process.Signal(syscall.SIGKILL)
+			_ = s.Process().Signal(syscall.SIGKILL)
 			up.Lock()
-			s.stop(syscall.SIGKILL)
-			s.start()
+			s.Stop(syscall.SIGKILL)
+			s.Start()
 			up.Unlock()
 		}
 	}()
 	wg.Wait()
 	<-killed
-	s.deleteAllSessions()
+	s.DeleteSessions()
 
-	waitFor(t, 30*time.Second, "the machine to be as before", func() bool { return len(diff(before, machine(t, s.Data))) == 0 || t.Failed() })
-	if d := diff(before, machine(t, s.Data)); len(d) > 0 {
+	waitFor(t, 30*time.Second, "the machine to be as before", func() bool { return len(diff(before, machine(t, s.Dir))) == 0 || t.Failed() })
+	if d := diff(before, machine(t, s.Dir)); len(d) > 0 {
 		t.Errorf("left behind after %d sessions and %d kills:\n  %s", sessions, kills, strings.Join(d, "\n  "))
 	}
 }

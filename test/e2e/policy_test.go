@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 
+	"github.com/atoll-run/atoll/atolltest"
 	"github.com/atoll-run/atoll/internal/egress"
 )
 
@@ -120,7 +121,7 @@ func TestSessionPolicy(t *testing.T) {
 	t.Run("E222", func(t *testing.T) {
 		id := s.session(agent, environment(networking(false, "one.example.com")))
 		expect(t, id, "one")
-		if err := deleteLink(filepath.Join(s.Data, "networks", "networks", id, "gateway"), "sandbox0"); err != nil {
+		if err := deleteLink(filepath.Join(s.Dir, "networks", "networks", id, "gateway"), "sandbox0"); err != nil {
 			t.Fatal(err)
 		}
 		waitFor(t, 60*time.Second, "the session to be told", func() bool {
@@ -143,7 +144,7 @@ func TestSessionPolicy(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		req.Header.Set("x-api-key", testKey)
+		req.Header.Set("x-api-key", atolltest.Key)
 		resp, err := http.DefaultClient.Do(req)
 		if err != nil {
 			t.Fatal(err)

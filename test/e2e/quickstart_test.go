@@ -10,6 +10,7 @@ import (
 	"github.com/anthropics/anthropic-sdk-go/v2"
 	"github.com/anthropics/anthropic-sdk-go/v2/option"
 
+	"github.com/atoll-run/atoll/atolltest"
 	"github.com/atoll-run/atoll/test/clients"
 )
 
@@ -51,7 +52,7 @@ func missing(t *testing.T, err error) {
 
 func script(t *testing.T, s *server, cmd *exec.Cmd) {
 	t.Helper()
-	cmd.Env = append(cmd.Env, "ATOLL_URL="+s.URL, "ATOLL_KEY="+testKey)
+	cmd.Env = append(cmd.Env, "ATOLL_URL="+s.URL, "ATOLL_KEY="+atolltest.Key)
 	out, err := cmd.CombinedOutput()
 	t.Logf("%s", tail(out, 3000))
 	if err != nil || !strings.HasSuffix(strings.TrimSpace(string(out)), "ok") {
@@ -61,7 +62,7 @@ func script(t *testing.T, s *server, cmd *exec.Cmd) {
 
 func goQuickstart(t *testing.T, s *server) {
 	ctx := t.Context()
-	client := anthropic.NewClient(option.WithoutEnvironmentDefaults(), option.WithBaseURL(s.URL), option.WithAPIKey(testKey))
+	client := anthropic.NewClient(option.WithoutEnvironmentDefaults(), option.WithBaseURL(s.URL), option.WithAPIKey(atolltest.Key))
 	agent, err := client.Beta.Agents.New(ctx, anthropic.BetaAgentNewParams{
 		Name: "Coding Assistant", Model: anthropic.BetaManagedAgentsModelConfigParams{ID: "claude-opus-4-8"},
 		Tools: []anthropic.BetaAgentNewParamsToolUnion{{OfAgentToolset20260401: &anthropic.BetaManagedAgentsAgentToolset20260401Params{

@@ -64,9 +64,9 @@ egress:
 	}
 	write(config(open))
 	s := newServer(t, "")
-	s.stop(syscall.SIGTERM)
-	s.args = append(s.args, "--config", file)
-	s.start()
+	s.Stop(syscall.SIGTERM)
+	s.Args = append(s.Args, "--config", file)
+	s.Start()
 	env := s.environment(object{"base_template": "slim", "networking": object{
 		"type": "limited", "allowed_hosts": []string{"site.example.com"}, "allow_package_managers": true,
 	}})
@@ -148,7 +148,7 @@ egress:
 
 	// A signal does it too, and a restart keeps what holds.
 	write(config(open))
-	if err := s.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+	if err := s.Process().Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
 	waitFor(t, 60*time.Second, "the site to be reached again", func() bool { return fetch("site.example.com") })

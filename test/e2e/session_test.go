@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/atoll-run/atoll/atolltest"
 )
 
 // TestSessionsShareNothing proves that two sessions of one environment have
@@ -52,7 +54,7 @@ func TestInside(t *testing.T) {
 			t.Errorf("%s: got %q, want %q", tt.shell, got, tt.want)
 		}
 	}
-	if out := s.must(id, "cat /proc/self/mountinfo /proc/1/environ /proc/self/environ | tr '\\0' '\\n'"); strings.Contains(out, testKey) || strings.Contains(out, s.Data) {
+	if out := s.must(id, "cat /proc/self/mountinfo /proc/1/environ /proc/self/environ | tr '\\0' '\\n'"); strings.Contains(out, atolltest.Key) || strings.Contains(out, s.Dir) {
 		t.Errorf("the server's key or a path of the host is visible inside: %s", out)
 	}
 	t.Run("E223", func(t *testing.T) { s.checkNothingOfTheServer(t, id) })
@@ -108,7 +110,7 @@ func TestFiles(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		req.Header.Set("authorization", "Bearer "+testKey)
+		req.Header.Set("authorization", "Bearer "+atolltest.Key)
 		req.Header.Set("content-type", contentType)
 		resp, err := http.DefaultClient.Do(req)
 		if err != nil {
@@ -256,8 +258,8 @@ func TestRestart(t *testing.T) {
 		t.Errorf("environments after restart: %+v", page)
 	}
 	s.call("POST", "/v1/sessions/"+gone.ID+"/archive", nil, nil)
-	s.stop(syscall.SIGTERM)
-	s.start()
+	s.Stop(syscall.SIGTERM)
+	s.Start()
 	if got := s.must(id, "cat /workspace/f"); got != "kept" {
 		t.Errorf("file after an orderly restart: %q", got)
 	}

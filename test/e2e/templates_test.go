@@ -39,7 +39,7 @@ func (s *server) thirdParty(t *testing.T) string {
 		t.Fatal(err)
 	}
 	image := empty.Image
-	for _, root := range []string{filepath.Join(cacheDir(t), "bases", slim.Digest, "rootfs"), dir} {
+	for _, root := range []string{filepath.Join(s.Cache, "bases", slim.Digest, "rootfs"), dir} {
 		layer, err := layers.LayerFromOpener(func() (io.ReadCloser, error) { return tarOf(root) }, layers.WithCompressionLevel(0))
 		if err != nil {
 			t.Fatal(err)
@@ -140,7 +140,7 @@ func TestTemplateRegistries(t *testing.T) {
 	m.put("/hello", []byte("hello from the mirror"))
 	file := filepath.Join(t.TempDir(), "atoll.yaml")
 	s := newServer(t, "")
-	s.args = append(s.args, "--config", file)
+	s.Args = append(s.Args, "--config", file)
 	agent := s.agent()
 	s.must(s.session(agent, s.environment(object{"base_template": "slim"})), "true") // it is built
 	third := s.thirdParty(t)
@@ -149,8 +149,8 @@ func TestTemplateRegistries(t *testing.T) {
 		if err := os.WriteFile(file, []byte(houseConfig(m, third, rebuilt)), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		s.stop(syscall.SIGTERM)
-		s.start()
+		s.Stop(syscall.SIGTERM)
+		s.Start()
 	}
 	configured("one.example.com")
 	// opened makes a session with the template's registries and nothing else.

@@ -504,10 +504,13 @@ func startPlain(t testing.TB, netns string, in io.Reader, out *io.PipeWriter) {
 	for name, content := range egress.Files() {
 		local := filepath.Join(files, filepath.Base(name))
 		must(os.WriteFile(local, content, 0o644))
-		script += fmt.Sprintf("mount --bind %s $(readlink -f %s); ", local, name)
+		// TestHostResolver may have bound a file of its own there, which is gone by
+		// now: nothing can be mounted on that.
+		script += fmt.Sprintf("at=$(readlink -f %s); umount -l $at 2>/dev/null || true; mount --bind %s $at; ", name, local)
 	}
 	cmd := exec.Command("nsenter", "--net="+netns, "unshare", "--mount", "sh", "-c", script+"exec "+os.Getenv(proberVariable))
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, out, os.Stderr
+	cmd.WaitDelay = time.Second // else one that ends by itself is waited for until more is asked of it
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -7,7 +7,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"net"
 	"slices"
 
@@ -21,7 +20,7 @@ import (
 // which keys the upstream has: a server that cannot decrypt what it is sent
 // answers with the configurations that it would decrypt. The gateway asks it so,
 // and passes a hello on only if the number of the key that it claims is none of
-// the upstream's.
+// the upstream's, and the upstream goes by that number.
 
 const (
 	maxECHConfigs   = 32
@@ -29,18 +28,39 @@ const (
 	kdfSHA256       = 0x0001
 	aeadAES128      = 0x0001
 	echOuter        = 0
+	echTag          = 16 // the bytes that each AEAD adds
+	recordAlert     = 21
 	recordHandshake = 22
 	clientHelloType = 1
 )
 
 var errNoECH = errors.New("the hello has no readable encrypted ClientHello")
 
+// outerECH is the extension of a ClientHello that carries an encrypted one. The
+// slices are parts of the hello that it was read from.
+type outerECH struct {
+	head    []byte // form, KDF, AEAD and the key's number
+	enc     []byte // what the holder of the key makes the secret from
+	payload []byte // the encrypted hello
+}
+
+// id is the number of the key that the hello claims to be encrypted to.
+func (e outerECH) id() uint8 { return e.head[5] }
+
 // echConfigID is the number of the key that the one extension of a ClientHello
 // claims to be encrypted to. raw is what [readHello] read. A hello that the
 // standard library took and that cannot be read here to its end is an error.
 func echConfigID(raw []byte) (id uint8, err error) {
-	var message []byte
-	for s := cryptobyte.String(raw); !s.Empty(); { // the records' contents, one after the other
+	e, err := findECH(helloMessage(raw))
+	if err != nil {
+		return 0, err
+	}
+	return e.id(), nil
+}
+
+// helloMessage joins the contents of the records that begin what was read.
+func helloMessage(raw []byte) (message []byte) {
+	for s := cryptobyte.String(raw); !s.Empty(); {
 		var kind uint8
 		var version uint16
 		var fragment cryptobyte.String
@@ -49,37 +69,41 @@ func echConfigID(raw []byte) (id uint8, err error) {
 		}
 		message = append(message, fragment...)
 	}
+	return message
+}
+
+// findECH finds the one such extension in the handshake message of a ClientHello.
+func findECH(message []byte) (found outerECH, err error) {
 	var kind uint8
 	var hello, session, suites, compression, extensions cryptobyte.String
 	s := cryptobyte.String(message)
 	if !s.ReadUint8(&kind) || kind != clientHelloType || !s.ReadUint24LengthPrefixed(&hello) ||
 		!hello.Skip(2+32) || !hello.ReadUint8LengthPrefixed(&session) || !hello.ReadUint16LengthPrefixed(&suites) ||
 		!hello.ReadUint8LengthPrefixed(&compression) || !hello.ReadUint16LengthPrefixed(&extensions) || !hello.Empty() {
-		return 0, errNoECH
+		return outerECH{}, errNoECH
 	}
-	found := 0
+	count := 0
 	for !extensions.Empty() {
 		var number uint16
 		var body cryptobyte.String
 		if !extensions.ReadUint16(&number) || !extensions.ReadUint16LengthPrefixed(&body) {
-			return 0, errNoECH
+			return outerECH{}, errNoECH
 		}
 		if number != extensionECH {
 			continue
 		}
-		found++
-		var form uint8
-		var kdf, aead uint16
+		count++
 		var enc, payload cryptobyte.String
-		if !body.ReadUint8(&form) || form != echOuter || !body.ReadUint16(&kdf) || !body.ReadUint16(&aead) || !body.ReadUint8(&id) ||
+		if !body.ReadBytes(&found.head, 6) || found.head[0] != echOuter ||
 			!body.ReadUint16LengthPrefixed(&enc) || !body.ReadUint16LengthPrefixed(&payload) || !body.Empty() || len(enc) == 0 || len(payload) == 0 {
-			return 0, errNoECH
+			return outerECH{}, errNoECH
 		}
+		found.enc, found.payload = enc, payload
 	}
-	if found != 1 {
-		return 0, errNoECH
+	if count != 1 {
+		return outerECH{}, errNoECH
 	}
-	return id, nil
+	return found, nil
 }
 
 // strangersConfig is a list of one configuration with a key that nobody has.
@@ -108,44 +132,33 @@ func strangersConfig(host Host) ([]byte, error) {
 	return b.Bytes()
 }
 
-// configIDs are the numbers of the keys in a list of configurations, of any
-// version: one that cannot be read to its end is an error.
-func configIDs(list []byte) ([]uint8, error) {
-	var out []uint8
-	s := cryptobyte.String(list)
-	var configs cryptobyte.String
-	if !s.ReadUint16LengthPrefixed(&configs) || !s.Empty() {
-		return nil, errors.New("the list of configurations is malformed")
-	}
-	for !configs.Empty() {
-		var version uint16
-		var body cryptobyte.String
-		var id uint8
-		if !configs.ReadUint16(&version) || !configs.ReadUint16LengthPrefixed(&body) {
-			return nil, errors.New("a configuration is malformed")
-		}
-		if version == extensionECH {
-			if !body.ReadUint8(&id) {
-				return nil, errors.New("a configuration is malformed")
-			}
-			out = append(out, id)
-		}
-	}
-	if len(out) == 0 || len(out) > maxECHConfigs {
-		return nil, fmt.Errorf("%d configurations in the list", len(out))
-	}
-	return out, nil
-}
-
-// keysOf asks a server for the numbers of the keys that it decrypts a
+// keysOf asks a server for the configurations of the keys that it decrypts a
 // ClientHello with; none if it does not. The connection is of no further use. An
 // error means that the server did not say.
-func keysOf(ctx context.Context, conn net.Conn, host Host) ([]uint8, error) {
+func keysOf(ctx context.Context, conn net.Conn, host Host) ([]echConfig, error) {
 	config, err := strangersConfig(host)
 	if err != nil {
 		return nil, err
 	}
-	client := tls.Client(conn, &tls.Config{
+	err = tls.Client(conn, asStranger(host, config)).HandshakeContext(ctx)
+	var rejected *tls.ECHRejectionError
+	switch {
+	case errors.As(err, &rejected) && len(rejected.RetryConfigList) == 0:
+		return nil, nil // it took no notice
+	case errors.As(err, &rejected):
+		return echConfigs(rejected.RetryConfigList)
+	case lacksTLS13(err):
+		return nil, nil // without TLS 1.3 there is no encrypted ClientHello
+	case err == nil:
+		return nil, errors.New("the server decrypted what nobody can")
+	}
+	return nil, err
+}
+
+// asStranger is how a client shakes hands that has only a configuration of
+// [strangersConfig].
+func asStranger(host Host, config []byte) *tls.Config {
+	return &tls.Config{
 		ServerName:                     host.name,
 		MinVersion:                     tls.VersionTLS13,
 		EncryptedClientHelloConfigList: config,
@@ -153,20 +166,7 @@ func keysOf(ctx context.Context, conn net.Conn, host Host) ([]uint8, error) {
 		// checks it by itself.
 		EncryptedClientHelloRejectionVerify: func(tls.ConnectionState) error { return nil },
 		VerifyPeerCertificate:               func([][]byte, [][]*x509.Certificate) error { return nil },
-	})
-	err = client.HandshakeContext(ctx)
-	var rejected *tls.ECHRejectionError
-	switch {
-	case errors.As(err, &rejected) && len(rejected.RetryConfigList) == 0:
-		return nil, nil // it took no notice
-	case errors.As(err, &rejected):
-		return configIDs(rejected.RetryConfigList)
-	case lacksTLS13(err):
-		return nil, nil // without TLS 1.3 there is no encrypted ClientHello
-	case err == nil:
-		return nil, errors.New("the server decrypted what nobody can")
 	}
-	return nil, err
 }
 
 // lacksTLS13 tells whether a handshake failed because the server said by an alert
@@ -180,28 +180,46 @@ func lacksTLS13(err error) bool {
 // client has (RFC 8446, 6).
 const alertProtocolVersion = tls.AlertError(70)
 
-// decoy tells whether the encrypted ClientHello of a hello can only be a decoy,
-// as the host that the connection is to has no such key. The connection that
-// follows is to the address that was asked.
+// decoy tells whether the encrypted ClientHello of a hello can only be a decoy:
+// the host that the connection is to has no key of its number, and decrypts
+// nothing with keys of other numbers. The connection that follows is to the
+// address that was asked.
 func (f *flow) decoy(h hello) bool {
 	id, err := echConfigID(h.raw)
 	if err != nil || h.draft {
 		return false
 	}
-	log := f.gateway.log
-	conn, err := f.dial()
-	if err != nil {
-		log.Debug("egress: not asked for its keys", "session", f.st.id, "host", f.host.name, "error", err)
-		return false
-	}
-	defer conn.Close()
 	ctx, cancel := context.WithTimeout(f.ctx, f.gateway.config.Limits.Connect)
 	defer cancel()
-	keys, err := keysOf(ctx, conn, f.host)
+	var keys []echConfig
+	err = f.ask(func(conn net.Conn) (err error) {
+		keys, err = keysOf(ctx, conn, f.host)
+		return err
+	})
+	if err == nil && len(keys) > 0 && !slices.ContainsFunc(keys, func(k echConfig) bool { return k.id == id }) {
+		err = heedsNumbers(keys, func(k echConfig, number uint8) (goesOn bool, err error) {
+			err = f.ask(func(conn net.Conn) (err error) {
+				goesOn, err = sendNonsense(ctx, conn, f.host, k, number)
+				return err
+			})
+			return goesOn, err
+		})
+	}
 	if err != nil {
-		log.Debug("egress: does not tell its keys", "session", f.st.id, "host", f.host.name, "error", err)
+		f.gateway.log.Debug("egress: does not tell its keys", "session", f.st.id, "host", f.host.name, "error", err)
 		return false
 	}
+	return !slices.ContainsFunc(keys, func(k echConfig) bool { return k.id == id })
+}
+
+// ask makes a connection to the host for a question. Later ones are to the same
+// address.
+func (f *flow) ask(question func(net.Conn) error) error {
+	conn, err := f.dial()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
 	f.asked = remoteIP(conn)
-	return !slices.Contains(keys, id)
+	return question(conn)
 }

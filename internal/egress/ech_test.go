@@ -3,11 +3,13 @@ package egress
 import (
 	"bytes"
 	"crypto/ecdh"
+	"crypto/hpke"
 	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"testing"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -116,17 +118,130 @@ func TestE085DecoyOrReal(t *testing.T) {
 		t.Errorf("upstream saw %q", seen)
 	}
 	// A client that sends decoys like a browser, to the end.
-	w.tls.Store(plain)
-	stranger, err := strangersConfig(mustHost(t, "ok.example.com"))
+	again := with(func(c *tls.Config) { c.CurvePreferences = []tls.CurveID{tls.CurveP521} })
+	for name, server := range map[string]*tls.Config{"a host without encrypted hellos": plain, "a host that asks for another hello": again} {
+		w.tls.Store(server)
+		stranger, err := strangersConfig(mustHost(t, "ok.example.com"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		tc := tls.Client(b.to("ok.example.com", 443), &tls.Config{ServerName: "ok.example.com", RootCAs: w.roots, MinVersion: tls.VersionTLS13, EncryptedClientHelloConfigList: stranger})
+		var rejected *tls.ECHRejectionError
+		if err := tc.Handshake(); !errors.As(err, &rejected) {
+			t.Errorf("%s: the whole handshake: %v, want that the host took no notice", name, err)
+		}
+		b.wantReason(ReasonOK)
+	}
+}
+
+// E085: a real hello under a number that is no key's. Some servers try all of
+// their keys: no decoy passes to those, as nobody can tell it from such a hello.
+func TestE085OtherNumber(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "ok.example.com")
+	b := w.limited("ok.example.com")
+	key, list := echKey(t, 7, "ok.example.com")
+	config := &tls.Config{Certificates: []tls.Certificate{w.cert}, EncryptedClientHelloKeys: []tls.EncryptedClientHelloKey{key}}
+	w.tls.Store(config)
+	right, other := renumbered(t, key, list, 7), renumbered(t, key, list, 9)
+	say := func(hello []byte, want Reason) {
+		t.Helper()
+		before := b.counts()[want]
+		c := b.to("ok.example.com", 443)
+		if _, err := c.Write(hello); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+			t.Error(err)
+		}
+		_ = c.Close()
+		eventually(t, "one decision more: "+string(want), func() bool { return b.counts()[want] == before+1 })
+	}
+	hidden := func(want int) {
+		t.Helper()
+		if seen := w.upstream(); len(seen) != want {
+			t.Errorf("upstream saw %q, want %d hellos", seen, want)
+		}
+	}
+	decoy := addExtension(withSNI(t, "ok.example.com"), extensionECH, greaseECH()) // of key 7
+	decoy[bytes.Index(decoy, greaseECH())+5] = 8
+	w.trial.Store(true)
+	say(other, ReasonECHPresent)
+	say(right, ReasonECHPresent)
+	say(decoy, ReasonECHPresent)
+	hidden(0)
+	w.trial.Store(false)
+	say(other, ReasonOK) // nobody decrypts it
+	say(right, ReasonECHPresent)
+	say(decoy, ReasonOK)
+	hidden(0)
+	// That the hellos are real ones: this server decrypts them where they arrive.
+	for _, tt := range []struct {
+		hello []byte
+		trial bool
+		seen  int
+	}{{right, false, 1}, {other, false, 0}, {other, true, 1}} {
+		w.trial.Store(tt.trial)
+		c, err := net.Dial("tcp", netip.AddrPortFrom(w.addr, 443).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Write(tt.hello); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+			t.Error(err)
+		}
+		_ = c.Close()
+		hidden(tt.seen)
+	}
+	// Keys that a server names and does not have, or of an unknown kind, say nothing.
+	lost, _ := echKey(t, 7, "ok.example.com")
+	lost.PrivateKey = key.PrivateKey
+	strange, _ := echKey(t, 7, "ok.example.com")
+	strange.Config[6] = 0x21
+	for _, k := range []tls.EncryptedClientHelloKey{lost, strange} {
+		w.tls.Store(&tls.Config{Certificates: config.Certificates, EncryptedClientHelloKeys: []tls.EncryptedClientHelloKey{k}})
+		say(decoy, ReasonECHPresent)
+	}
+}
+
+// renumbered is the hello of a real client to the hidden host, encrypted to a
+// key under any number.
+func renumbered(t *testing.T, key tls.EncryptedClientHelloKey, list []byte, number uint8) []byte {
+	t.Helper()
+	raw := clientHello(t, &tls.Config{ServerName: hiddenName, MinVersion: tls.VersionTLS13, EncryptedClientHelloConfigList: list})
+	message := helloMessage(raw)
+	e, err := findECH(message)
 	if err != nil {
 		t.Fatal(err)
 	}
-	tc := tls.Client(b.to("ok.example.com", 443), &tls.Config{ServerName: "ok.example.com", RootCAs: w.roots, MinVersion: tls.VersionTLS13, EncryptedClientHelloConfigList: stranger})
-	var rejected *tls.ECHRejectionError
-	if err := tc.Handshake(); !errors.As(err, &rejected) {
-		t.Errorf("the whole handshake: %v, want that the host took no notice", err)
+	kem, err := hpke.NewKEM(kemX25519)
+	if err != nil {
+		t.Fatal(err)
 	}
-	b.wantReason(ReasonOK)
+	private, err := kem.NewPrivateKey(key.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	recipient, err := hpke.NewRecipient(e.enc, private, hpke.HKDFSHA256(), hpke.AES128GCM(), append([]byte("tls ech\x00"), key.Config...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload := bytes.Clone(e.payload)
+	clear(e.payload)
+	inner, err := recipient.Open(message[4:], payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	configs, err := echConfigs(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := configs[0].seal(message, e, number, inner); err != nil {
+		t.Fatal(err)
+	}
+	return append(bytes.Clone(raw[:5]), message...)
 }
 
 // inRecords cuts the record of a hello in two.
@@ -154,8 +269,8 @@ func TestKeysOfSilentServer(t *testing.T) {
 		_ = client.Close()
 	}
 	for name, list := range map[string][]byte{"empty": {0, 0}, "cut": {0, 9, 0xfe, 0x0d}, "of old versions only": {0, 5, 0xfe, 0x0a, 0, 1, 7}, "nothing": nil} {
-		if ids, err := configIDs(list); err == nil {
-			t.Errorf("%s: %v", name, ids)
+		if configs, err := echConfigs(list); err == nil {
+			t.Errorf("%s: %v", name, configs)
 		}
 	}
 }

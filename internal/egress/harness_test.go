@@ -3,6 +3,7 @@ package egress
 import (
 	"bufio"
 	"context"
+	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -52,6 +53,7 @@ type world struct {
 	release  chan struct{}              // lets an answer of /slow go
 	waiting  atomic.Int64               // requests for /never
 	tls      atomic.Pointer[tls.Config] // of the upstream on port 443; nil: without encrypted hellos
+	trial    atomic.Bool                // that upstream tries its keys, whatever number a hello claims
 
 	mu   sync.Mutex // guards what follows
 	seen []string   // requests and connections, as upstreams saw them
@@ -114,7 +116,8 @@ func newWorld(t testing.TB, hosts ...string) *world {
 	}
 	w.cert, w.roots = certificate(t)
 	handler := http.HandlerFunc(w.serve)
-	for _, l := range []net.Listener{plain, tls.NewListener(secure, &tls.Config{Certificates: []tls.Certificate{w.cert}, GetConfigForClient: w.tlsConfig})} {
+	config := &tls.Config{Certificates: []tls.Certificate{w.cert}, GetConfigForClient: w.tlsConfig, GetEncryptedClientHelloKeys: w.echKeys}
+	for _, l := range []net.Listener{plain, tls.NewListener(readListener{secure}, config)} {
 		server := &http.Server{Handler: handler, DisableGeneralOptionsHandler: true, ErrorLog: log.New(io.Discard, "", 0)}
 		go func() { _ = server.Serve(l) }()
 		t.Cleanup(func() { _ = server.Close() })
@@ -146,8 +149,66 @@ func (w *world) upstream() []string {
 	return out
 }
 
+// hiddenName is a host that is not allowed, behind the upstream on port 443.
+const hiddenName = "hidden.example.com"
+
 // tlsConfig is what the upstream on port 443 speaks at the moment.
-func (w *world) tlsConfig(*tls.ClientHelloInfo) (*tls.Config, error) { return w.tls.Load(), nil }
+func (w *world) tlsConfig(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+	if hello.ServerName == hiddenName {
+		w.saw("a hello to %s", hiddenName)
+	}
+	return w.tls.Load(), nil
+}
+
+// echKeys are the keys that the upstream tries on an encrypted hello. Package
+// tls tries all that it is given. An upstream that goes by the number cannot
+// decrypt with one of another number, so it gets a wrong one in its place.
+func (w *world) echKeys(hello *tls.ClientHelloInfo) ([]tls.EncryptedClientHelloKey, error) {
+	out := []tls.EncryptedClientHelloKey{}
+	config := w.tls.Load()
+	if config == nil {
+		return out, nil
+	}
+	id, err := echConfigID(hello.Conn.(*readConn).read)
+	for _, k := range config.EncryptedClientHelloKeys {
+		if !w.trial.Load() && (err != nil || k.Config[4] != id) {
+			wrong, err := ecdh.X25519().GenerateKey(rand.Reader)
+			if err != nil {
+				return nil, err
+			}
+			k.PrivateKey = wrong.Bytes()
+		}
+		out = append(out, k)
+	}
+	return out, nil
+}
+
+// readListener is one whose connections keep what was read.
+type readListener struct{ net.Listener }
+
+func (l readListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &readConn{Conn: c}, nil
+}
+
+// readConn keeps the first bytes that are read. Only the handshake's goroutine
+// looks at them.
+type readConn struct {
+	net.Conn
+
+	read []byte
+}
+
+func (c *readConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if len(c.read) < maxHello {
+		c.read = append(c.read, b[:n]...)
+	}
+	return n, err
+}
 
 func (w *world) serve(rw http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)

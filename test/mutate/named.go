@@ -112,6 +112,14 @@ func namedChanges() []named {
 			old: "r.mailRefused(host, addr.Unmap(), port)", new: never, test: "TestE256Port25",
 		},
 		{
+			name: "E085: nonsense under another number is not sent", file: "internal/egress/echkeys.go", within: "heedsNumbers",
+			old: "err != nil || !goesOn", new: "err != nil || false && goesOn", test: "TestE085OtherNumber",
+		},
+		{
+			name: "E085: a key that the server does not have says something", file: "internal/egress/echkeys.go", within: "heedsNumbers",
+			old: "err != nil || goesOn", new: "err != nil || false && goesOn", test: "TestE085OtherNumber",
+		},
+		{
 			name: "no sample of a builder's use after a run", file: "internal/control/box.go", within: "Run",
 			old: "b.sample(context.WithoutCancel(ctx))", new: "", test: "TestBoxUsageAfterRun",
 		},

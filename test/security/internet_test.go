@@ -463,24 +463,61 @@ func resolverAddress() netip.Addr { return netip.MustParseAddr("20.255.255.53") 
 func markAddress() netip.Addr { return netip.MustParseAddr("20.255.255.254") }
 
 // settle returns when every packet that was sent before is noted: it sends one
-// itself and waits until that one is.
+// itself from each processor, and waits until those are. One would not do: what
+// crosses a veth pair waits in a queue of the processor that sent it, so that
+// a packet of one processor overtakes what another has not delivered yet.
 func (w *internet) settle() {
+	var all sync.WaitGroup
+	for _, cpu := range processors() {
+		all.Go(func() { w.settleOn(cpu) })
+	}
+	all.Wait()
+}
+
+// processors are those that this process may run on.
+func processors() (cpus []int) {
+	var set unix.CPUSet
+	must(unix.SchedGetaffinity(os.Getpid(), &set))
+	for cpu := 0; len(cpus) < set.Count(); cpu++ {
+		if set.IsSet(cpu) {
+			cpus = append(cpus, cpu)
+		}
+	}
+	return cpus
+}
+
+// settleOn is settle for what one processor sent.
+func (w *internet) settleOn(cpu int) {
 	w.mu.Lock()
 	w.mark = w.mark%60000 + 1
 	port, seen := w.mark, make(chan struct{})
 	w.marks[port] = seen
 	w.mu.Unlock()
 	for {
-		if c, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(markAddress(), port))); err == nil {
-			_, _ = c.Write([]byte("mark"))
-			_ = c.Close()
-		}
+		// One that cannot be sent is sent again.
+		_ = onThread(netns.None(), func() error { return markFrom(cpu, netip.AddrPortFrom(markAddress(), port)) })
 		select {
 		case <-seen:
 			return
 		case <-time.After(time.Second):
 		}
 	}
+}
+
+// markFrom sends a mark from one processor. It leaves the calling thread
+// bound to that processor.
+func markFrom(cpu int, to netip.AddrPort) error {
+	var set unix.CPUSet
+	set.Set(cpu)
+	if err := unix.SchedSetaffinity(0, &set); err != nil {
+		return err
+	}
+	c, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(to))
+	if err != nil {
+		return err
+	}
+	_, err = c.Write([]byte("mark"))
+	return errors.Join(err, c.Close())
 }
 
 // takeStrays returns and forgets the packets that nobody owned.

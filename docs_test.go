@@ -1,6 +1,7 @@
 package atoll_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -77,4 +78,34 @@ func read(t *testing.T, name string) string {
 		t.Fatal(err)
 	}
 	return string(text)
+}
+
+// TestDocumentsNameTests: a test, benchmark or fuzz target that a document names
+// between backquotes or after -run is there.
+func TestDocumentsNameTests(t *testing.T) {
+	there := map[string]bool{}
+	err := filepath.WalkDir(".", func(name string, d os.DirEntry, err error) error {
+		if err == nil && strings.HasSuffix(name, "_test.go") {
+			for _, found := range regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Benchmark)\w+)`).FindAllStringSubmatch(read(t, name), -1) {
+				there[found[1]] = true
+			}
+		}
+		return err
+	})
+	documents, globErr := filepath.Glob("docs/*.md")
+	if err := errors.Join(err, globErr); err != nil {
+		t.Fatal(err)
+	}
+	seen := 0
+	for _, document := range append(documents, "README.md", "CONTRIBUTING.md", "SECURITY.md") {
+		for _, found := range regexp.MustCompile("(?:`|-run '?|-fuzz )((?:Test|Fuzz|Benchmark)[A-Z]\\w+)").FindAllStringSubmatch(read(t, document), -1) {
+			seen++
+			if !there[found[1]] {
+				t.Errorf("%s names %s, which is not there", document, found[1])
+			}
+		}
+	}
+	if seen < 10 {
+		t.Errorf("%d names are found in the documents", seen)
+	}
 }

@@ -15,8 +15,8 @@ type KeyKind string
 // The kinds of keys.
 const (
 	KeyAPI         KeyKind = "api"         // everything in its workspace
-	KeyEnvironment KeyKind = "environment" // self-hosted workers of one environment (a later issue)
-	KeySession     KeyKind = "session"     // one session (a later issue)
+	KeyEnvironment KeyKind = "environment" // self-hosted workers of one environment; none is made yet
+	KeySession     KeyKind = "session"     // one session; none is made yet
 )
 
 // Caller is who asks: made once at the door from a verified key, and passed to

@@ -13,7 +13,7 @@ import (
 
 func policy(name string) map[string]any { return map[string]any{"type": name} }
 
-// TestCreateAgent: exact replies with every default resolved (8.1, 8.3, 8.4).
+// TestCreateAgent: exact replies with every default resolved.
 func TestCreateAgent(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)

@@ -37,7 +37,7 @@ func list(items ...string) []any {
 	return l
 }
 
-// TestCreateEnvironment: exact replies, defaults and normalisation (3.2, 3.3, 3.6, 3.7).
+// TestCreateEnvironment: exact replies, defaults and normalisation.
 func TestCreateEnvironment(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -74,9 +74,9 @@ func TestCreateEnvironment(t *testing.T) {
 				"gem", list("rails:7.1.0"), "go", list("golang.org/x/tools/cmd/goimports@latest"), "npm", list("express@4.18.0"), "pip", list("sqlalchemy==2.0.30")))}},
 		{"packages in part", `"config":{"type":"cloud","packages":{"pip":["pandas"],"npm":null,"apt":[]}}`,
 			map[string]any{"config": cloud(unrestricted, with(emptyPackages(), "pip", list("pandas")))}},
-		{"decision b", `"config":{"type":"cloud","networking":{"type":"limited"},"packages":{"pip":["pandas"]}}`,
+		{"no list named", `"config":{"type":"cloud","networking":{"type":"limited"},"packages":{"pip":["pandas"]}}`,
 			map[string]any{"config": cloud(limited(list(), false, false), with(emptyPackages(), "pip", list("pandas")))}},
-		{"decision h", `"config":{"type":"cloud","base_template":"code_interpreter"}`, map[string]any{"config": with(plain, "base_template", "code_interpreter")}},
+		{"base template", `"config":{"type":"cloud","base_template":"code_interpreter"}`, map[string]any{"config": with(plain, "base_template", "code_interpreter")}},
 		{"self_hosted", `"config":{"type":"self_hosted"}`, map[string]any{"config": map[string]any{"type": "self_hosted"}}},
 	}
 	for _, test := range tests {
@@ -130,7 +130,7 @@ var badEnvironments = []struct{ name, body, message string }{
 	{"metadata list", `{"name":"x","metadata":[]}`, "metadata: Input should be a valid dictionary"},
 	{"metadata number", `{"name":"x","metadata":{"a":1}}`, "metadata.a: Input should be a valid string"},
 	{"metadata nested", `{"name":"x","metadata":{"a":{"b":"c"}}}`, "metadata.a: Input should be a valid string"},
-	{"decision k", `{"name":"x","metadata":{"a":"` + strings.Repeat("x", 65536) + `"}}`, "The environment is too large: 65921 bytes as JSON, at most 65536 are allowed"},
+	{"too large as a whole", `{"name":"x","metadata":{"a":"` + strings.Repeat("x", 65536) + `"}}`, "The environment is too large: 65921 bytes as JSON, at most 65536 are allowed"},
 	{"scope account", `{"name":"x","scope":"account"}`, "scope: Only 'organization' is supported"},
 	{"scope other", `{"name":"x","scope":"team"}`, "scope: Input should be 'organization' or 'account'"},
 	{"config string", `{"name":"x","config":"cloud"}`, "config: Input should be a valid dictionary"},
@@ -148,10 +148,10 @@ var badEnvironments = []struct{ name, body, message string }{
 	{"flag string", `{"name":"x","config":{"type":"cloud","networking":{"type":"limited","allow_mcp_servers":"true"}}}`, "config.networking.allow_mcp_servers: Input should be a valid boolean"},
 	{"hosts string", `{"name":"x","config":{"type":"cloud","networking":{"type":"limited","allowed_hosts":"example.com"}}}`, "config.networking.allowed_hosts: Input should be a valid list"},
 	{"hosts null item", `{"name":"x","config":{"type":"cloud","networking":{"type":"limited","allowed_hosts":["a.example.com",null]}}}`, "config.networking.allowed_hosts[1]: Input should be a valid string"},
-	// Recorded texts (3.4).
+	// Recorded texts.
 	{"host scheme", hostEntry("https://example.com"), "`allowed_hosts` entry \"https://example.com\" contains a URL scheme. Entries must be bare hostnames like \"google.com\"."},
 	{"host port", hostEntry("example.com:443"), "`allowed_hosts` entry \"example.com:443\" contains a port. Entries must be bare hostnames without ports."},
-	// Atoll's own (decision a).
+	// Atoll's own.
 	{"host path", hostEntry("example.com/x"), "`allowed_hosts` entry \"example.com/x\" contains a path. Entries must be bare hostnames without paths."},
 	{"host IPv4", hostEntry("192.0.2.1"), "`allowed_hosts` entry \"192.0.2.1\" contains an IP address. Entries must be hostnames."},
 	{"host IPv6", hostEntry("2001:db8::1"), "`allowed_hosts` entry \"2001:db8::1\" contains an IP address. Entries must be hostnames."},
@@ -212,7 +212,7 @@ func TestUpdateEnvironmentRefused(t *testing.T) {
 	before := r.must("POST", "/v1/environments", `{"name":"kept","config":{"type":"cloud","networking":{"type":"limited"}}}`)
 	path := "/v1/environments/" + before.str("id")
 	for _, test := range badEnvironments {
-		if slices.Contains([]string{"name missing", "name null", "self_hosted more", "decision k"}, test.name) {
+		if slices.Contains([]string{"name missing", "name null", "self_hosted more", "too large as a whole"}, test.name) {
 			continue // legal or different in an update
 		}
 		got := r.ask("POST", path, test.body)
@@ -225,7 +225,7 @@ func TestUpdateEnvironmentRefused(t *testing.T) {
 	}
 }
 
-// TestUpdateEnvironment: the merge rules (3.9), each from the same start.
+// TestUpdateEnvironment: the merge rules, each from the same start.
 func TestUpdateEnvironment(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -347,7 +347,7 @@ func TestEnvironmentNames(t *testing.T) {
 	r.must("POST", "/v1/environments", `{"name":"c"}`)
 }
 
-// TestEnvironmentLifecycle: archive and delete (3.9, 3.10, decision e).
+// TestEnvironmentLifecycle: archive and delete.
 func TestEnvironmentLifecycle(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -418,7 +418,7 @@ func (r *rig) ids(path string, query url.Values) []string {
 	return nil
 }
 
-// TestListEnvironments: order, limits, cursors and archived rows (2.8, 3.10).
+// TestListEnvironments: order, limits, cursors and archived rows.
 func TestListEnvironments(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)

@@ -339,7 +339,7 @@ func TestBuildsAndEgress(t *testing.T) {
 	}
 }
 
-// TestExecWire: the lines are exactly what DESIGN.md promises.
+// TestExecWire: the lines are exactly what docs/sandbox-api.md promises.
 func TestExecWire(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {

@@ -25,7 +25,7 @@ func (r *rig) request(method, path string, body io.Reader, headers ...string) *h
 	return req
 }
 
-// TestOrderOfChecks: route, method, credentials, body (2.3).
+// TestOrderOfChecks: route, method, credentials, body.
 func TestOrderOfChecks(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -65,7 +65,7 @@ func TestOrderOfChecks(t *testing.T) {
 }
 
 // TestClients: every combination of credentials and version headers that the
-// two generations of clients send (2.1, 2.2, decision f).
+// two generations of clients send.
 func TestClients(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)

@@ -48,7 +48,7 @@ func create(agent, environment, more string) string {
 	return `{"agent":` + agent + `,"environment_id":` + quote(environment) + more + `}`
 }
 
-// TestCreateSession: the object and the ways to name an agent (10.2, 10.4).
+// TestCreateSession: the object and the ways to name an agent.
 func TestCreateSession(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -183,7 +183,7 @@ func TestSessionRefused(t *testing.T) {
 }
 
 // TestE201MCPHosts (its number in the network test matrix): a limited environment must let the agent's MCP servers
-// through (3.11).
+// through.
 func TestE201MCPHosts(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -277,7 +277,7 @@ func (r *rig) setStatus(id, status string) {
 }
 
 // TestSessionLifecycle: archive, delete and what they mean for the environment
-// (10.6, decision d).
+//.
 func TestSessionLifecycle(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -349,7 +349,7 @@ func TestSessionLifecycle(t *testing.T) {
 	})
 }
 
-// TestListSessions: filters and both directions (2.8, 10.1).
+// TestListSessions: filters and both directions.
 func TestListSessions(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)

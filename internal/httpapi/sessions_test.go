@@ -276,8 +276,7 @@ func (r *rig) setStatus(id, status string) {
 	}
 }
 
-// TestSessionLifecycle: archive, delete and what they mean for the environment
-//.
+// TestSessionLifecycle: archive, delete and what they mean for the environment.
 func TestSessionLifecycle(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)

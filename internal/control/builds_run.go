@@ -134,7 +134,7 @@ func (b *Builds) make(run *buildRun, o startOptions) (Root, func(), error) {
 	}
 	run.based(base)
 	root := Root{Base: base, Dirs: []string{base.Dir}, keys: []string{}}
-	if run.wish.Packages.Empty() {
+	if run.wish.Packages.Empty() && base.Packages.Empty() {
 		return root, func() {}, nil
 	}
 	layers, err := b.builder.Start(image.Request{Base: base, Packages: run.wish.Packages,

@@ -14,6 +14,8 @@ type Base struct {
 	Arch string `json:"arch"`
 	// Env is the process environment of everything that runs on the base, KEY=VALUE.
 	Env []string `json:"env"`
+	// Packages are installed on it before those of an environment, as layers of their own.
+	Packages Packages `json:"-"`
 	// Managers maps apt, cargo, gem, go, npm and pip to their versions; one that is missing is absent.
 	Managers map[string]string `json:"managers"`
 	// Registries are the hosts that the managers use.

@@ -59,10 +59,10 @@ func likeDirectory(src, dst string) error {
 	return setAttributes(unix.AT_FDCWD, dst, &st, attrs)
 }
 
-// putFiles puts a declaration's files into a root. What is there is replaced, not written: it may be another
+// putFiles puts a declaration's files and links into a root. What is there is replaced, not written: it may be another
 // template's too.
-func putFiles(rootfs string, files map[string]string) error {
-	if len(files) == 0 {
+func putFiles(rootfs string, files, links map[string]string) error {
+	if len(files)+len(links) == 0 {
 		return nil
 	}
 	root, err := os.OpenRoot(rootfs)
@@ -75,20 +75,39 @@ func putFiles(rootfs string, files map[string]string) error {
 			return fmt.Errorf("writing the template's file %s: %w", name, err)
 		}
 	}
+	for name, target := range links {
+		at, err := makeRoom(root, strings.TrimPrefix(name, "/"))
+		if err == nil {
+			err = root.Symlink(target, at)
+		}
+		if err != nil {
+			return fmt.Errorf("making the template's link %s: %w", name, err)
+		}
+	}
 	return nil
+}
+
+// makeRoom makes the directories above a name in a root, removes what has the
+// name, and returns it without links on the way.
+func makeRoom(root *os.Root, name string) (string, error) {
+	dir, err := rootResolve(root, path.Dir(name), false)
+	if err != nil {
+		return "", err
+	}
+	if err := root.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	name = path.Join(dir, path.Base(name))
+	if err := root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	return name, nil
 }
 
 // putFile puts one file into a root, whatever the umask is.
 func putFile(root *os.Root, name, content string, mode os.FileMode) error {
-	dir, err := rootResolve(root, path.Dir(name), false)
+	name, err := makeRoom(root, name)
 	if err != nil {
-		return err
-	}
-	if err := root.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	name = path.Join(dir, path.Base(name))
-	if err := root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)

@@ -105,7 +105,7 @@ func (t *Templates) base(m *Manifest) *Base {
 	b.Env, b.Managers, b.Runtimes = slices.Clone(b.Env), maps.Clone(b.Managers), maps.Clone(b.Runtimes)
 	overrides := *t.overrides.Load()
 	b.Registries = applyOverrides(b.Registries, overrides[m.Template], overrides["*"])
-	b.Dir = filepath.Join(t.basesDir(), m.Digest, "rootfs")
+	b.Dir, b.Packages = filepath.Join(t.basesDir(), m.Digest, "rootfs"), Packages(m.Declaration.Packages)
 	return &b
 }
 

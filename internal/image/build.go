@@ -363,12 +363,14 @@ func missingTool(base *Base, p Packages) *Failure {
 	if len(base.Managers) == 0 {
 		return nil
 	}
-	for _, m := range managerOrder {
-		if list := normalList(p.List(m)); len(list) > 0 && base.Managers[m] == "" && (m == "apt" || len(p.Apt) == 0) {
-			f := &Failure{Manager: m, Kind: KindToolchainMissing, Index: -1, ExitCode: -1, Tail: []string{}}
-			f.Message = fmt.Sprintf("%s: %s", m, missing(m).phrase)
+	apt := false
+	for _, s := range unplaced(base, p) {
+		if base.Managers[s.Manager] == "" && (s.Manager == "apt" || !apt) {
+			f := &Failure{Manager: s.Manager, Kind: KindToolchainMissing, Index: -1, ExitCode: -1, Tail: []string{}}
+			f.Message = fmt.Sprintf("%s: %s", s.Manager, missing(s.Manager).phrase)
 			return f
 		}
+		apt = apt || s.Manager == "apt"
 	}
 	return nil
 }

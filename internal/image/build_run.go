@@ -185,26 +185,37 @@ func (r *Run) chain() ([]Layer, error) {
 	var layers []Layer
 	var below []*Layer
 	parent := ""
-	for i := range r.status.Layers {
-		m := r.status.Layers[i].Manager // set once, before the run began
-		step := newStep(r.req.Base, r.req.Generation, m, normalList(r.req.Packages.List(m)), parent)
+	for i, step := range unplaced(r.req.Base, r.req.Packages) {
+		step.place(r.req.Base, r.req.Generation, parent)
 		step.setEpoch(r.b.epoch(step, r.req.Fresh))
 		start := r.b.cfg.Now()
 		l, hit, err := r.layer(i, step, below)
 		took := r.b.cfg.Now().Sub(start)
 		if err != nil {
-			return nil, err
+			return nil, step.blame(err, r.req.Base.Template)
 		}
 		r.b.store.used(l.Key, r.b.cfg.Now())
 		one := *l
 		one.Hit, one.Duration = hit, took
 		layers, below, parent = append(layers, one), append(below, l), l.Key
 		r.change(func(s *Status) {
-			s.Layers[i] = LayerStatus{Manager: m, State: StateReady, Hit: &hit, Key: l.Key, Digest: l.Digest, SizeBytes: l.SizeBytes,
+			s.Layers[i] = LayerStatus{Manager: step.Manager, State: StateReady, Hit: &hit, Key: l.Key, Digest: l.Digest, SizeBytes: l.SizeBytes,
 				DurationMS: took.Milliseconds(), Packages: l.Versions}
 		})
 	}
 	return layers, nil
+}
+
+// blame has the failure of a step that the template asks for say so: whoever
+// reads it finds the entry in no list of the environment.
+func (s Step) blame(err error, template string) error {
+	var f *Failure
+	if !s.OfTemplate || !errors.As(err, &f) {
+		return err
+	}
+	told := *f // others share it
+	told.Message = fmt.Sprintf("packages of the template %s: %s", template, f.Message)
+	return &told
 }
 
 // layer finds or builds one layer of the chain and pins it.

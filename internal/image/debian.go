@@ -21,7 +21,8 @@ import (
 // The hooks run in the bootstrap's own mount namespace, so that the bind mount of the download cache is gone with it
 // whatever kills it. Paths come through the environment: nothing is pasted into a shell.
 const (
-	hookSetup = `mkdir -p "$1/var/cache/apt/archives" && mount --bind "$ATOLL_DEBS" "$1/var/cache/apt/archives"`
+	hookSetup = `mkdir -p "$1/var/cache/apt/archives" "$1/etc/apt/preferences.d" && mount --bind "$ATOLL_DEBS" "$1/var/cache/apt/archives"` +
+		` && { [ -z "$ATOLL_PREFERENCES" ] || printf %s "$ATOLL_PREFERENCES" > "$1/etc/apt/preferences.d/atoll-suites"; }`
 	// Authorities are there before ca-certificates is configured, so its own triggers take them up. Manual directories
 	// are there because alternatives fail without them once dpkg leaves the pages out.
 	hookEssential = `mkdir -p "$1/usr/local/share/ca-certificates" && cp -R "$ATOLL_CAS/." "$1/usr/local/share/ca-certificates/"` +
@@ -101,7 +102,8 @@ func (b bootstrapper) bootstrap(ctx context.Context, d *Debian, cas []Authority,
 		"--fork", "--pid", "--mount", "--mount-proc", "--propagation=private", "--kill-child=SIGKILL",
 		"mmdebstrap"}, mmdebstrapArgs(d, lines, keep, rootfs)...)...)
 	cmd.Env = append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "HOME=/root",
-		"TMPDIR=" + scratch, "ATOLL_DEBS=" + debs, "ATOLL_CAS=" + casDir, "DEBIAN_FRONTEND=noninteractive"}, proxies...)
+		"TMPDIR=" + scratch, "ATOLL_DEBS=" + debs, "ATOLL_CAS=" + casDir,
+		"ATOLL_PREFERENCES=" + suitePreferences(d.Suites), "DEBIAN_FRONTEND=noninteractive"}, proxies...)
 	for _, k := range []string{"http_proxy", "https_proxy", "no_proxy"} {
 		if v := os.Getenv(k); v != "" {
 			cmd.Env = append(cmd.Env, k+"="+v)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -165,9 +166,12 @@ func debianLines(d *Debian, host []aptSource, codename string) ([]string, error)
 		if d.SecurityMirror != "" {
 			lines = append(lines, line(d.SecurityMirror, d.Suite+"-security", d.Keyring, false))
 		}
+		for _, suite := range slices.Sorted(maps.Keys(d.Suites)) {
+			lines = append(lines, line(d.Mirror, suite, d.Keyring, false))
+		}
 		return lines, nil
 	}
-	var lines []string
+	var lines, further []string
 	for _, suffix := range []string{"", "-updates", "-security"} {
 		s, ok := findSource(host, suffix, codename, d.Suite)
 		if suffix == "-security" && d.SecurityMirror != "" {
@@ -187,8 +191,24 @@ func debianLines(d *Debian, host []aptSource, codename string) ([]string, error)
 			keyring = s.signedBy
 		}
 		lines = append(lines, line(s.uri, d.Suite+suffix, keyring, s.trusted))
+		if suffix == "" {
+			for _, suite := range slices.Sorted(maps.Keys(d.Suites)) {
+				further = append(further, line(s.uri, suite, keyring, s.trusted))
+			}
+		}
 	}
-	return lines, nil
+	return append(lines, further...), nil
+}
+
+// suitePreferences are apt's preferences for the further suites of a template, by apt_preferences(5): what is named comes
+// from there, nothing else does by itself, and what came from there is kept up to date.
+func suitePreferences(suites map[string][]string) string {
+	var text strings.Builder
+	for _, suite := range slices.Sorted(maps.Keys(suites)) {
+		fmt.Fprintf(&text, "Package: %s\nPin: release n=%s\nPin-Priority: 990\n\n", strings.Join(suites[suite], " "), suite)
+		fmt.Fprintf(&text, "Package: *\nPin: release n=%s\nPin-Priority: 100\n\n", suite)
+	}
+	return text.String()
 }
 
 // findSource finds the host's source of the same kind (release, -updates, -security), of its own release, of the one

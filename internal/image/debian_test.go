@@ -57,6 +57,16 @@ func TestHostAptSources(t *testing.T) {
 	if diff := cmp.Diff(wantLines, lines); diff != "" {
 		t.Error(diff)
 	}
+	lines, err = debianLines(&Debian{Suite: "trixie", Suites: map[string][]string{"trixie-backports": {"src:rustc"}}}, got, "bookworm")
+	wantLines = append(wantLines, "deb [signed-by=/k.gpg] http://one.example.com/debian trixie-backports main")
+	if diff := cmp.Diff(wantLines, lines); diff != "" || err != nil {
+		t.Error(diff, err)
+	}
+	lines, err = debianLines(&Debian{Suite: "s", Suites: map[string][]string{"t": {"a1"}}, Mirror: "https://own.example.com/d", SecurityMirror: "https://own.example.com/sec"}, nil, "")
+	wantLines = []string{"deb https://own.example.com/d s main", "deb https://own.example.com/sec s-security main", "deb https://own.example.com/d t main"}
+	if diff := cmp.Diff(wantLines, lines); diff != "" || err != nil {
+		t.Error(diff, err)
+	}
 	lines, err = debianLines(&Debian{Suite: "sid", Mirror: "https://own.example.com/d", Keyring: "/own.gpg", Components: []string{"main", "x"}}, nil, "")
 	if diff := cmp.Diff([]string{"deb [signed-by=/own.gpg] https://own.example.com/d sid main x"}, lines); diff != "" || err != nil {
 		t.Error(diff, err)

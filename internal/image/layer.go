@@ -72,49 +72,65 @@ type Layer struct {
 type Step struct {
 	Manager string
 	Entries []string // the normal list
-	Parent  string   // key of the step below, or empty
-	Family  string   // the key without the epoch
-	Epoch   int64
-	Key     string
-	Pinned  bool
+	// Recommends tells that apt installs what the entries recommend, too.
+	Recommends bool
+	// OfTemplate tells that the template lists the entries, not the environment.
+	OfTemplate bool
+	Parent     string // key of the step below, or empty
+	Family     string // the key without the epoch
+	Epoch      int64
+	Key        string
+	Pinned     bool
 }
 
 // plan turns package lists into the chain of layers that they need above base,
-// in build order. An empty list makes no layer. The epoch function chooses the
-// epoch of a step; nil means 0 for all.
+// in build order: those of the template's own packages are the lowest. An empty
+// list makes no layer. The epoch function chooses the epoch of a step; nil means
+// 0 for all.
 func plan(base *Base, p Packages, generation int64, epoch func(Step) int64) []Step {
-	var steps []Step
+	steps := unplaced(base, p)
 	parent := ""
-	for _, m := range managerOrder {
-		list := normalList(p.List(m))
-		if len(list) == 0 {
-			continue
-		}
-		s := newStep(base, generation, m, list, parent)
+	for i := range steps {
+		steps[i].place(base, generation, parent)
 		if epoch != nil {
-			s.setEpoch(epoch(s))
+			steps[i].setEpoch(epoch(steps[i]))
 		}
-		steps = append(steps, s)
-		parent = s.Key
+		parent = steps[i].Key
 	}
 	return steps
 }
 
-// newStep is one step of a plan. Another generation gets other keys; generation
-// 0 gets those of versions that had none.
-func newStep(base *Base, generation int64, manager string, list []string, parent string) Step {
-	s := Step{Manager: manager, Entries: list, Parent: parent, Pinned: true}
-	fields := append([]string{layerFormat, strconv.Itoa(recipes[manager].version), base.Digest, base.Arch, parent, manager}, list...)
+// unplaced are the steps of a plan before they have a parent and a key: what the
+// template lists, manager after manager, and then what p lists.
+func unplaced(base *Base, p Packages) []Step {
+	var steps []Step
+	for i, packages := range []Packages{base.Packages, p} {
+		for _, m := range managerOrder {
+			if list := normalList(packages.List(m)); len(list) > 0 {
+				steps = append(steps, Step{Manager: m, Entries: list, Recommends: m == "apt" && packages.AptRecommends, OfTemplate: i == 0})
+			}
+		}
+	}
+	return steps
+}
+
+// place gives a step its parent and its key of the first epoch. Another
+// generation gets other keys; generation 0 gets those of versions that had none.
+func (s *Step) place(base *Base, generation int64, parent string) {
+	s.Parent, s.Pinned = parent, true
+	fields := append([]string{layerFormat, strconv.Itoa(recipes[s.Manager].version), base.Digest, base.Arch, parent, s.Manager}, s.Entries...)
+	if s.Recommends {
+		fields = append([]string{"recommends"}, fields...)
+	}
 	if generation != 0 {
 		fields = append([]string{"generation", strconv.FormatInt(generation, 10)}, fields...)
 	}
 	s.Family = hashFields(fields...)
-	for _, e := range list {
-		parsed, err := parseSpec(manager, e)
+	for _, e := range s.Entries {
+		parsed, err := parseSpec(s.Manager, e)
 		s.Pinned = s.Pinned && err == nil && parsed.pinned
 	}
 	s.setEpoch(0)
-	return s
 }
 
 func (s *Step) setEpoch(epoch int64) {

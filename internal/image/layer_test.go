@@ -83,7 +83,9 @@ func TestKeysNeverCollide(t *testing.T) {
 			list = append(list, strings.Repeat("ab", 1+rand.IntN(3))[rand.IntN(2):])
 		}
 		list = normalList(list)
-		key := newStep(base, 0, "npm", list, "").Key
+		step := Step{Manager: "npm", Entries: list}
+		step.place(base, 0, "")
+		key := step.Key
 		text := strings.Join(list, "\x00")
 		if old, ok := seen[key]; ok && old != text {
 			t.Fatalf("%q and %q have one key", old, text)

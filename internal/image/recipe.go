@@ -27,6 +27,9 @@ type recipe struct {
 	prepare func(ctx context.Context, in *install) error
 	// command is the install's arguments; the specs are appended.
 	command []string
+	// options, if set, are arguments that depend on the step. They stand before
+	// the command's others, behind the tool's name.
+	options func(Step) []string
 	// shown, if set, stands in the log for the command: what a person would type.
 	shown []string
 	// tells says that the install tells about its downloads on its standard
@@ -280,8 +283,15 @@ func (in *install) tool(ctx context.Context, r recipe, specs ...string) error {
 	if shown == nil {
 		shown = r.command
 	}
-	in.say("$ " + strings.Join(append(slices.Clone(shown), specs...), " "))
-	args := append(slices.Clone(r.command), specs...)
+	whole := func(command []string) []string {
+		args := append(slices.Clone(command), specs...)
+		if r.options != nil {
+			args = slices.Insert(args, 1, r.options(in.step)...)
+		}
+		return args
+	}
+	in.say("$ " + strings.Join(whole(shown), " "))
+	args := whole(r.command)
 	if !r.tells {
 		return in.command(ctx, args, nil)
 	}

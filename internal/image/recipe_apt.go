@@ -17,13 +17,23 @@ var aptRecipe = recipe{
 		"-o", "Dpkg::Options::=--force-confold", "-o", "Dpkg::Options::=--force-unsafe-io", "-o", "Acquire::Retries=3",
 		"-o", "Dir::Cache::archives=" + aptArchives, "-o", "APT::Keep-Fds::=3", "-o", "DPkg::Pre-Invoke::=" + aptTells,
 		"--no-remove", "install", "--"},
-	shown: []string{"apt-get", "-y", "--no-remove", "install", "--"},
-	tells: true, shell: true, wanted: aptWanted,
+	options: aptOptions,
+	shown:   []string{"apt-get", "-y", "--no-remove", "install", "--"},
+	tells:   true, shell: true, wanted: aptWanted,
 	finish:   finishApt,
 	simulate: []string{"apt-get", "-s", "-q", "--no-remove", "install", "--"},
 	list:     []string{"dpkg-query", "-W", "-f", `${binary:Package}\t${Version}\t${Architecture}\t${db:Status-Status}\t${Provides}\n`},
 	parse:    parseDpkg,
 	provides: aptProvides,
+}
+
+// aptOptions says whether recommended packages are installed, which a template
+// or an image may have a setting of its own for.
+func aptOptions(s Step) []string {
+	if s.Recommends {
+		return []string{"-o", "APT::Install-Recommends=true"}
+	}
+	return nil
 }
 
 // aptArchives is where apt keeps what it downloads.
@@ -57,7 +67,8 @@ func prepareApt(ctx context.Context, in *install) error {
 		return nil
 	}
 	// apt compares archives that are there with the lists by size only.
-	args := []string{"apt-get", "-y", "-qq", "--print-uris", "--no-remove", "-o", "Acquire::ForceHash=SHA256", "-o", "Dir::Cache::archives=" + scratchDir + "/none", "install", "--"}
+	args := append([]string{"apt-get", "-y", "-qq", "--print-uris", "--no-remove", "-o", "Acquire::ForceHash=SHA256", "-o", "Dir::Cache::archives=" + scratchDir + "/none"}, aptOptions(in.step)...)
+	args = append(args, "install", "--")
 	for _, s := range in.specs {
 		args = append(args, s.text)
 	}

@@ -19,7 +19,11 @@ const (
 )
 
 // Packages are the package lists of an environment, as the caller wrote them.
-type Packages struct{ Apt, Cargo, Gem, Go, Npm, Pip []string }
+type Packages struct {
+	Apt, Cargo, Gem, Go, Npm, Pip []string
+	// AptRecommends has apt install what the packages of Apt recommend, too.
+	AptRecommends bool `json:",omitempty"`
+}
 
 // List returns the entries of one manager, or nil for an unknown one.
 func (p Packages) List(manager string) []string {

@@ -18,31 +18,58 @@ import (
 )
 
 // Declaration says how a template is made. Exactly one of Debian, OCI and Tarball is set, except that a declaration
-// with From may set only Debian, which then adds to the other's packages. One that adds no packages is made from the
+// with From may set only Debian, which then adds to the other's packages. One that adds none of these is made from the
 // other's root without building that again.
 type Declaration struct {
 	// Name is how environments refer to it: lower-case letters, digits, "-", "_" and ".", at most 64.
 	Name string `yaml:"name" json:"name"`
 	// Description is for people.
 	Description string `yaml:"description,omitempty" json:"description,omitempty"`
-	// From names a template that this one extends: its source, env and runtimes, with what is here added.
+	// From names a template that this one extends: its source, env, files, packages and runtimes, with what is here added.
 	From    string   `yaml:"from,omitempty" json:"from,omitempty"`
 	Debian  *Debian  `yaml:"debian,omitempty" json:"debian,omitempty"`
 	OCI     *OCI     `yaml:"oci,omitempty" json:"oci,omitempty"`
 	Tarball *Tarball `yaml:"tarball,omitempty" json:"tarball,omitempty"`
+	// Packages are those of package managers, apt too. They are no part of the root: they become layers, as those of
+	// environments do, and lie below these. So every environment of the template has them, and installs of packages
+	// that nobody vouches for have no part in making a root.
+	Packages TemplatePackages `yaml:"packages,omitempty" json:"packages,omitzero"`
 	// Env is added to the environment of everything that runs on the template, over what the image says.
 	Env map[string]string `yaml:"env,omitempty" json:"env,omitempty"`
 	// Files are written into the root, over what the image has there: absolute path to content, owned by root, mode
 	// 0644. They are for settings such as /etc/pip.conf and /etc/gemrc; at most 1 MiB together.
 	Files map[string]string `yaml:"files,omitempty" json:"files,omitempty"`
+	// Links are symbolic links in the root, over what the image has there: absolute path to target.
+	Links map[string]string `yaml:"links,omitempty" json:"links,omitempty"`
 	// Runtimes maps a name to the command that prints its version.
 	Runtimes map[string][]string `yaml:"runtimes,omitempty" json:"runtimes,omitempty"`
+}
+
+// TemplatePackages are the package lists of a template: a Packages, as a declaration writes it.
+type TemplatePackages struct {
+	Apt           []string `yaml:"apt,omitempty" json:"apt,omitempty"`
+	Cargo         []string `yaml:"cargo,omitempty" json:"cargo,omitempty"`
+	Gem           []string `yaml:"gem,omitempty" json:"gem,omitempty"`
+	Go            []string `yaml:"go,omitempty" json:"go,omitempty"`
+	Npm           []string `yaml:"npm,omitempty" json:"npm,omitempty"`
+	Pip           []string `yaml:"pip,omitempty" json:"pip,omitempty"`
+	AptRecommends bool     `yaml:"apt_recommends,omitempty" json:"apt_recommends,omitempty"`
+}
+
+// with returns the lists of p and then those of more.
+func (p TemplatePackages) with(more TemplatePackages) TemplatePackages {
+	return TemplatePackages{Apt: slices.Concat(p.Apt, more.Apt), Cargo: slices.Concat(p.Cargo, more.Cargo), Gem: slices.Concat(p.Gem, more.Gem),
+		Go: slices.Concat(p.Go, more.Go), Npm: slices.Concat(p.Npm, more.Npm), Pip: slices.Concat(p.Pip, more.Pip), AptRecommends: p.AptRecommends || more.AptRecommends}
 }
 
 // Debian is a template bootstrapped with mmdebstrap.
 type Debian struct {
 	// Suite is the release, "trixie".
 	Suite string `yaml:"suite,omitempty" json:"suite,omitempty"`
+	// Suites are further ones of the same archive, as "trixie-backports", each with the packages that come from there: a
+	// package's name, or "src:NAME" for all that are built from one source. Nothing else comes from there unless one of
+	// these needs it. apt in sandboxes follows the same rule.
+	Suites map[string][]string `yaml:"suites,omitempty" json:"suites,omitempty"`
 	// Variant is mmdebstrap's; empty is minbase.
 	Variant string `yaml:"variant,omitempty" json:"variant,omitempty"`
 	// Components of the archive; empty is main.
@@ -144,7 +171,7 @@ func (d Declaration) Validate() error {
 	case d.From != "" && (d.OCI != nil || d.Tarball != nil):
 		bad("with from, only debian packages can be added")
 	case d.From != "" && d.Debian != nil && !d.Debian.onlyPackages():
-		bad("with from, debian can only have packages")
+		bad("with from, debian can only have packages and suites")
 	}
 	if d.Debian != nil {
 		d.Debian.validate(d.From == "", bad)
@@ -163,6 +190,9 @@ func (d Declaration) Validate() error {
 		}
 	}
 	d.validateFiles(bad)
+	if err := CheckPackages(Packages(d.Packages)); err != nil {
+		bad("%w", err)
+	}
 	for k, argv := range d.Runtimes {
 		if k == "" || len(argv) == 0 || argv[0] == "" {
 			bad("runtime %q needs a command", k)
@@ -174,22 +204,39 @@ func (d Declaration) Validate() error {
 func (d Declaration) validateFiles(bad func(string, ...any)) {
 	total := 0
 	for name, content := range d.Files {
-		top, rest, _ := strings.Cut(strings.TrimPrefix(name, "/"), "/")
-		if !path.IsAbs(name) || path.Clean(name) != name || name == "/" || strings.ContainsFunc(name, unicode.IsControl) {
-			bad("files: %q is not a clean absolute path", name)
-		}
-		if rest != "" && slices.Contains([]string{"proc", "sys", "dev", "tmp", "run", "workspace"}, top) || strings.HasPrefix(name, "/mnt/session/") {
-			bad("files: %q is in a directory that each sandbox has for itself", name)
-		}
+		validatePath("files", name, bad)
 		total += len(content)
 	}
 	if total > maxTemplateFiles {
 		bad("files: more than %d bytes together", maxTemplateFiles)
 	}
+	for name, target := range d.Links {
+		validatePath("links", name, bad)
+		if target == "" || len(target) > maxTemplateLink || strings.ContainsFunc(target, unicode.IsControl) {
+			bad("links: %q: the target must be 1 to %d bytes without control characters", name, maxTemplateLink)
+		}
+		if _, twice := d.Files[name]; twice {
+			bad("links: %q is one of files, too", name)
+		}
+	}
+}
+
+// validatePath refuses a path that a template cannot have, or that no sandbox would see.
+func validatePath(field, name string, bad func(string, ...any)) {
+	top, rest, _ := strings.Cut(strings.TrimPrefix(name, "/"), "/")
+	if !path.IsAbs(name) || path.Clean(name) != name || name == "/" || strings.ContainsFunc(name, unicode.IsControl) {
+		bad("%s: %q is not a clean absolute path", field, name)
+	}
+	if rest != "" && slices.Contains([]string{"proc", "sys", "dev", "tmp", "run", "workspace"}, top) || strings.HasPrefix(name, "/mnt/session/") {
+		bad("%s: %q is in a directory that each sandbox has for itself", field, name)
+	}
 }
 
 // maxTemplateFiles bounds the content of Files, which every manifest repeats.
 const maxTemplateFiles = 1 << 20
+
+// maxTemplateLink bounds the target of a link.
+const maxTemplateLink = 1024
 
 func (d *Debian) onlyPackages() bool {
 	return d.Suite == "" && d.Variant == "" && len(d.Components) == 0 && d.Mirror == "" && d.SecurityMirror == "" && d.Keyring == ""
@@ -199,14 +246,27 @@ func (d *Debian) validate(whole bool, bad func(string, ...any)) {
 	if whole && d.Suite == "" {
 		bad("debian.suite is needed")
 	}
-	for _, w := range append([]string{d.Suite, d.Variant}, d.Components...) {
+	for _, w := range slices.Concat([]string{d.Suite, d.Variant}, d.Components) {
 		if w != "" && !debianWord.MatchString(w) {
 			bad("debian: %q is not a suite, variant or component", w)
 		}
 	}
 	for _, p := range d.Packages {
-		if !debianPackage.MatchString(p) || strings.HasSuffix(p, "-") || strings.HasSuffix(p, "+") && !strings.HasSuffix(p, "++") {
+		if !debianPackageName(p) {
 			bad("debian.packages: %q is not a package name", p)
+		}
+	}
+	for suite, packages := range d.Suites {
+		if !debianWord.MatchString(suite) || suite == d.Suite {
+			bad("debian.suites: %q is not a suite beside debian.suite", suite)
+		}
+		if len(packages) == 0 {
+			bad("debian.suites: %q: say which packages come from there", suite)
+		}
+		for _, p := range packages {
+			if !debianPackageName(strings.TrimPrefix(p, "src:")) {
+				bad("debian.suites: %q is not a package name", p)
+			}
 		}
 	}
 	for _, m := range []string{d.Mirror, d.SecurityMirror} {
@@ -217,6 +277,11 @@ func (d *Debian) validate(whole bool, bad func(string, ...any)) {
 	if d.Keyring != "" && (!path.IsAbs(d.Keyring) || strings.ContainsAny(d.Keyring, " \t\n],")) {
 		bad("debian.keyring must be an absolute path")
 	}
+}
+
+// debianPackageName tells whether a name is one of a package, and not an option or apt's "remove this one".
+func debianPackageName(p string) bool {
+	return debianPackage.MatchString(p) && !strings.HasSuffix(p, "-") && (!strings.HasSuffix(p, "+") || strings.HasSuffix(p, "++"))
 }
 
 func mirrorURL(s string) bool {
@@ -261,7 +326,7 @@ func resolve(d Declaration, all map[string]Declaration) (Declaration, error) {
 		cur = next
 	}
 	out := chain[len(chain)-1]
-	out.Env, out.Runtimes, out.Files = maps.Clone(out.Env), maps.Clone(out.Runtimes), maps.Clone(out.Files)
+	out.Env, out.Runtimes, out.Files, out.Links = maps.Clone(out.Env), maps.Clone(out.Runtimes), maps.Clone(out.Files), maps.Clone(out.Links)
 	for _, more := range slices.Backward(chain[:len(chain)-1]) {
 		if more.Debian != nil {
 			if out.Debian == nil {
@@ -269,10 +334,13 @@ func resolve(d Declaration, all map[string]Declaration) (Declaration, error) {
 			}
 			sum := *out.Debian
 			sum.Packages = append(slices.Clone(sum.Packages), more.Debian.Packages...)
+			sum.Suites = merge(maps.Clone(sum.Suites), more.Debian.Suites)
 			out.Debian = &sum
 		}
+		out.Packages = out.Packages.with(more.Packages)
 		out.Env = merge(out.Env, more.Env)
 		out.Files = merge(out.Files, more.Files)
+		out.Links = merge(out.Links, more.Links)
 		out.Runtimes = merge(out.Runtimes, more.Runtimes)
 	}
 	out.Name, out.Description, out.From = d.Name, d.Description, ""

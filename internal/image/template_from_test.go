@@ -21,7 +21,7 @@ func TestTemplateFrom(t *testing.T) {
 	ts, err := NewTemplates(TemplatesConfig{CacheDir: cache, Declarations: []Declaration{
 		{Name: "low", Tarball: &Tarball{Path: filepath.Join(cache, "a.tar"), SHA256: sumOf(source)}, Env: map[string]string{"A": "low", "B": "low"}},
 		{Name: "high", From: "low", Env: map[string]string{"B": "high", "PATH": "/only"},
-			Files: map[string]string{"/etc/gemrc": "new", "/opt/a/b": "deep"}},
+			Files: map[string]string{"/etc/gemrc": "new", "/opt/a/b": "deep"}, Links: map[string]string{"/etc/x": "gemrc", "/opt/a/c": "/nowhere"}},
 	}})
 	if err != nil {
 		t.Fatal(err)
@@ -39,6 +39,7 @@ func TestTemplateFrom(t *testing.T) {
 		t.Errorf("the template below has changed: %v", want)
 	}
 	want["etc/gemrc"], want["opt"], want["opt/a"], want["opt/a/b"] = "-rw-r--r-- new", "drwxr-xr-x", "drwxr-xr-x", "-rw-r--r-- deep"
+	want["etc/x"], want["opt/a/c"] = "-> gemrc", "-> /nowhere"
 	got := listTree(t, high.Dir)
 	for _, name := range []string{"opt", "opt/a"} { // whatever is said of a directory
 		if strings.HasPrefix(got[name], want[name]) {

@@ -116,7 +116,7 @@ func NewTemplates(c TemplatesConfig) (*Templates, error) {
 		r, err := resolve(d, t.decls)
 		errs = append(errs, err)
 		resolved[name] = r
-		if d.From != "" && (d.Debian == nil || len(d.Debian.Packages) == 0) {
+		if d.From != "" && (d.Debian == nil || len(d.Debian.Packages)+len(d.Debian.Suites) == 0) {
 			t.parents[name] = d.From
 		}
 	}
@@ -332,7 +332,7 @@ func (t *Templates) build(ctx context.Context, d Declaration, inputs string, cas
 	if err := t.root(ctx, d, cas, rootfs, scratch, lock, m, fresh, p); err != nil {
 		return nil, err
 	}
-	if err := putFiles(rootfs, d.Files); err != nil {
+	if err := putFiles(rootfs, d.Files, d.Links); err != nil {
 		return nil, err
 	}
 	if m.SizeBytes, err = treeSize(rootfs); err != nil {

@@ -13,7 +13,17 @@ import (
 func TestParseDeclarationRefuses(t *testing.T) {
 	t.Parallel()
 	for name, text := range map[string]string{
-		"field suites not found":    "name: x\ndebian: {suite: s, suites: [a]}",
+		"field sweets not found":    "name: x\ndebian: {suite: s, sweets: [a]}",
+		`"s" is not a suite bes`:    "name: x\ndebian: {suite: s, suites: {s: [a1]}}",
+		`"-t" is not a suite bes`:   "name: x\ndebian: {suite: s, suites: {-t: [a1]}}",
+		"which packages come":       "name: x\ndebian: {suite: s, suites: {t: []}}",
+		`"src:*" is not a package`:  "name: x\ndebian: {suite: s, suites: {t: ['src:*']}}",
+		"links: \"x\" is not a cle": "name: x\nfrom: base\nlinks: {x: /y}",
+		"links: \"/tmp/x\" is in":   "name: x\nfrom: base\nlinks: {/tmp/x: /y}",
+		"target must be 1 to 1024":  "name: x\nfrom: base\nlinks: {/x: ''}",
+		"is one of files, too":      "name: x\nfrom: base\nfiles: {/x: y}\nlinks: {/x: y}",
+		"packages.pip[0]":           "name: x\nfrom: base\npackages: {pip: ['--index-url']}",
+		"field conda not found":     "name: x\nfrom: base\npackages: {conda: [x]}",
 		"field packges not found":   "name: x\npackges: []\ndebian: {suite: s}",
 		"more than one document":    "name: x\ndebian: {suite: s}\n---\nname: y",
 		"already defined":           "name: x\nname: y\ndebian: {suite: s}",
@@ -44,20 +54,28 @@ func TestParseDeclarationRefuses(t *testing.T) {
 func TestResolve(t *testing.T) {
 	t.Parallel()
 	ts, err := NewTemplates(TemplatesConfig{CacheDir: t.TempDir(), Declarations: []Declaration{
-		{Name: "ours", From: "slim", Debian: &Debian{Packages: []string{"less"}}, Env: map[string]string{"A": "b"}},
+		{Name: "ours", From: "slim", Debian: &Debian{Packages: []string{"less"}}, Env: map[string]string{"A": "b"},
+			Packages: TemplatePackages{Pip: []string{"uv"}, Apt: []string{"tree"}}},
 		{Name: "base", Tarball: &Tarball{Path: "/x", SHA256: strings.Repeat("0", 64)}},
-		{Name: "code_interpreter", From: "ours"},
+		{Name: "code_interpreter", From: "ours", Packages: TemplatePackages{Pip: []string{"rich"}, AptRecommends: true}},
+		{Name: "full", From: "ours"}, {Name: "hermes", From: "ours"},
 	}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]string{"base", "code_interpreter", "ours", "slim"}, ts.Names()); diff != "" {
+	if diff := cmp.Diff([]string{"base", "code_interpreter", "full", "hermes", "ours", "slim"}, ts.Names()); diff != "" {
 		t.Error(diff)
 	}
 	got := ts.decls["code_interpreter"]
 	if got.Debian == nil || got.Debian.Suite != "trixie" || !slices.Contains(got.Debian.Packages, "less") ||
 		!slices.Contains(got.Debian.Packages, "curl") || got.Env["A"] != "b" || got.From != "" {
 		t.Errorf("resolved to %+v", got)
+	}
+	if diff := cmp.Diff(TemplatePackages{Apt: []string{"tree"}, Pip: []string{"uv", "rich"}, AptRecommends: true}, got.Packages); diff != "" {
+		t.Error(diff)
+	}
+	if ts.parents["code_interpreter"] != "ours" || ts.parents["ours"] != "" {
+		t.Errorf("made from each other: %v", ts.parents)
 	}
 	if ts.Known("nope") || !ts.Known(ts.Default()) {
 		t.Error("known templates are wrong")

@@ -80,6 +80,9 @@ type CloudConfig struct {
 	Packages Packages `json:"packages"`
 	// BaseTemplate is empty when the default template is used.
 	BaseTemplate string `json:"base_template,omitempty"`
+	// AptRecommends has apt install what the packages of its list recommend,
+	// too. False is left out of replies.
+	AptRecommends bool `json:"apt_recommends,omitempty"`
 }
 
 // Networking says what a sandbox may reach. The members beyond Type count only
@@ -163,8 +166,7 @@ func (s *Scope) bind(path string, n *node) error {
 	return enum(path, n.text, "organization", "account")
 }
 
-// ConfigParams is a config in a request. Networking, Packages and BaseTemplate
-// are absent on a self-hosted one.
+// ConfigParams is a config in a request. A self-hosted one has a type alone.
 type ConfigParams struct {
 	// Type is cloud or self_hosted.
 	Type string `json:"type" api:"required"`
@@ -174,6 +176,9 @@ type ConfigParams struct {
 	Packages Opt[PackagesParams] `json:"packages,omitzero"`
 	// BaseTemplate is a template's name; absent or null means the server's default.
 	BaseTemplate Opt[string] `json:"base_template,omitzero"`
+	// AptRecommends is false when absent: apt does not install what packages
+	// recommend.
+	AptRecommends Opt[bool] `json:"apt_recommends,omitzero"`
 }
 
 func (c *ConfigParams) bind(path string, n *node) error {

@@ -107,6 +107,7 @@ func (b *Builds) wishOf(ctx context.Context, workspace string, c *api.CloudConfi
 		return wish{}, err
 	}
 	w := wish{Template: c.BaseTemplate, Packages: imagePackages(c.Packages), Epoch: epoch}
+	w.Packages.AptRecommends = c.AptRecommends && len(w.Packages.Apt) > 0
 	if w.Template == "" {
 		w.Template = b.templates.Default()
 	}

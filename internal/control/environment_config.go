@@ -50,6 +50,7 @@ func (s *Service) patchConfig(config *api.Config, params api.ConfigParams) error
 	if err := patchPackages(&config.Cloud.Packages, params.Packages); err != nil {
 		return err
 	}
+	config.Cloud.AptRecommends = params.AptRecommends.Or(config.Cloud.AptRecommends)
 	if !params.BaseTemplate.Given() {
 		return nil
 	}

@@ -123,6 +123,9 @@ func (b bootstrapper) bootstrap(ctx context.Context, d *Debian, cas []Authority,
 	if err := finishDebian(rootfs); err != nil {
 		return err
 	}
+	if err := b.compileGo(ctx, rootfs, p); err != nil {
+		return err
+	}
 	return copyKeyrings(lines, rootfs)
 }
 

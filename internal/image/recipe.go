@@ -94,6 +94,7 @@ var recipes = map[string]recipe{
 		probe:   []string{"go", "version"},
 		env: []string{"GOBIN=/usr/local/bin", "GOPATH=" + scratchDir + "/go", "GOMODCACHE=" + scratchDir + "/go/pkg/mod",
 			"GOCACHE=" + scratchDir + "/go-build", "GOFLAGS=-modcacherw", "GOTELEMETRY=off", "GOTOOLCHAIN=auto"},
+		prepare: prepareGo,
 		command: []string{"go", "install"}, each: true, argument: goArgument,
 		list: []string{"go", "version", "-m", "/usr/local/bin"}, parse: parseGoList, listFail: true,
 		provides: goProvides, wanted: goWanted, check: checkGo,
@@ -451,18 +452,4 @@ func (b *limitedBuffer) Write(p []byte) (int, error) {
 		return 0, errors.New("the listing is too long")
 	}
 	return b.buf.Write(p)
-}
-
-func goArgument(s spec) string {
-	if s.version == "" {
-		return s.text + "@latest"
-	}
-	return s.text
-}
-
-func goProvides(s spec, p installed) bool {
-	if root, all := strings.CutSuffix(s.name, "/..."); all {
-		return p.Name == root || strings.HasPrefix(p.Name, root+"/")
-	}
-	return p.Name == s.name
 }

@@ -24,7 +24,7 @@ import (
 )
 
 // baseFormat is part of every digest: raise it when what a declaration means has changed.
-const baseFormat = "3"
+const baseFormat = "4"
 
 // TemplatesConfig says where templates live and what the operator adds.
 type TemplatesConfig struct {

@@ -47,13 +47,20 @@ type Declaration struct {
 
 // TemplatePackages are the package lists of a template: a Packages, as a declaration writes it.
 type TemplatePackages struct {
-	Apt           []string `yaml:"apt,omitempty" json:"apt,omitempty"`
-	Cargo         []string `yaml:"cargo,omitempty" json:"cargo,omitempty"`
-	Gem           []string `yaml:"gem,omitempty" json:"gem,omitempty"`
-	Go            []string `yaml:"go,omitempty" json:"go,omitempty"`
-	Npm           []string `yaml:"npm,omitempty" json:"npm,omitempty"`
-	Pip           []string `yaml:"pip,omitempty" json:"pip,omitempty"`
-	AptRecommends bool     `yaml:"apt_recommends,omitempty" json:"apt_recommends,omitempty"`
+	// Apt are Debian packages: "name[:arch]", with "=version" or "/release".
+	Apt []string `yaml:"apt,omitempty" json:"apt,omitempty"`
+	// Cargo are programs of crates: "name[@requirement]".
+	Cargo []string `yaml:"cargo,omitempty" json:"cargo,omitempty"`
+	// Gem are Ruby gems: "name[:requirement]".
+	Gem []string `yaml:"gem,omitempty" json:"gem,omitempty"`
+	// Go are programs of modules: "import/path[@version]".
+	Go []string `yaml:"go,omitempty" json:"go,omitempty"`
+	// Npm are global packages of Node: "[@scope/]name[@tag-or-range]".
+	Npm []string `yaml:"npm,omitempty" json:"npm,omitempty"`
+	// Pip are requirements of PEP 508 without URLs.
+	Pip []string `yaml:"pip,omitempty" json:"pip,omitempty"`
+	// AptRecommends has apt install what the packages of Apt recommend, too.
+	AptRecommends bool `yaml:"apt_recommends,omitempty" json:"apt_recommends,omitempty"`
 }
 
 // with returns the lists of p and then those of more.
@@ -74,7 +81,8 @@ type Debian struct {
 	Variant string `yaml:"variant,omitempty" json:"variant,omitempty"`
 	// Components of the archive; empty is main.
 	Components []string `yaml:"components,omitempty" json:"components,omitempty"`
-	Packages   []string `yaml:"packages,omitempty" json:"packages,omitempty"`
+	// Packages beside those of the variant; with From, beside the other template's.
+	Packages []string `yaml:"packages,omitempty" json:"packages,omitempty"`
 	// Mirror is the URL of the archive; empty is the one in the host's own apt sources.
 	Mirror string `yaml:"mirror,omitempty" json:"mirror,omitempty"`
 	// SecurityMirror is the URL of the security archive; empty is the host's, or none when Mirror is set.

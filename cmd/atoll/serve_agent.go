@@ -15,8 +15,8 @@ import (
 
 // openAgents makes the loop that runs agents.
 func (w *wiring) openAgents(context.Context) error {
-	model, err := w.cfg.Model.client()
-	if err != nil {
+	var err error
+	if w.model, err = w.cfg.Model.client(); err != nil {
 		return err
 	}
 	roots, err := w.cfg.roots()
@@ -28,10 +28,10 @@ func (w *wiring) openAgents(context.Context) error {
 		return err
 	}
 	w.agents = agent.New(agent.Config{
-		Turns: w.turns, Model: model, MaxRequests: w.cfg.Agent.MaxRequests, MaxRetries: w.cfg.Agent.MaxRetries, Logger: w.log,
+		Turns: w.turns, Model: w.model, MaxRequests: w.cfg.Agent.MaxRequests, MaxRetries: w.cfg.Agent.MaxRetries, Logger: w.log,
 		OpenTools: func(rec control.SessionRecord) (agent.Tools, error) { return w.openTools(set, rec) },
 	})
-	if model == nil {
+	if w.model == nil {
 		w.log.Info("no model is configured (model.base_url or ATOLL_MODEL_URL): agents do not run")
 	}
 	return nil

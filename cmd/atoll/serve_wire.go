@@ -67,6 +67,7 @@ type wiring struct {
 	downloads *image.Downloads
 	sandboxes *control.Sandboxes
 	turns     *control.Turns
+	model     *agent.Client // nil: no endpoint is configured
 	agents    *agent.Runner
 	service   *control.Service
 	cache     *control.Cache
@@ -223,7 +224,12 @@ func (w *wiring) serve(ctx context.Context, ready func(url string)) error {
 	if err != nil {
 		return err
 	}
+	var models httpapi.Models
+	if w.model != nil {
+		models = w.model
+	}
 	handler, err := httpapi.New(httpapi.Config{
+		Models:  models,
 		Service: w.service, Sandboxes: w.sandboxes, Logger: w.log, Metrics: w.metrics, Memory: w.budgets.memory, Hosts: hosts, Origins: w.cfg.HTTP.Origins,
 	})
 	if err != nil {

@@ -52,6 +52,7 @@ type Client struct {
 	// noSystem has the ids of the models that have refused a system message in a
 	// conversation: string → true.
 	noSystem sync.Map
+	models   modelList
 }
 
 // NewClient makes a Client. Nothing of the process's environment is read.
@@ -85,7 +86,7 @@ func NewClient(c ModelConfig) (*Client, error) {
 	for name, value := range c.Headers {
 		options = append(options, option.WithHeader(name, value))
 	}
-	return &Client{config: c, client: anthropic.NewClient(options...)}, nil
+	return &Client{config: c, client: anthropic.NewClient(options...), models: modelList{turn: make(chan struct{}, 1)}}, nil
 }
 
 // maxResponseBytes bounds the body of one response of the model's endpoint, an

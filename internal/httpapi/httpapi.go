@@ -35,6 +35,9 @@ type Config struct {
 	Service *control.Service
 	// Sandboxes serves the routes below /atoll/v1. Nil leaves them out.
 	Sandboxes Sandboxes
+	// Models serves /v1/models. Nil: a request for models is told that there is no
+	// model endpoint.
+	Models Models
 	// Logger gets one line per request. Nil discards.
 	Logger *slog.Logger
 	// Metrics gets the request metrics and is served at /metrics. Nil means a
@@ -69,6 +72,7 @@ type Config struct {
 type server struct {
 	service   *control.Service
 	sandboxes Sandboxes
+	models    Models // nil: there is no endpoint
 	log       *slog.Logger
 	health    func(context.Context) error
 	metrics   *metrics
@@ -102,7 +106,7 @@ func New(cfg Config) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &server{service: cfg.Service, sandboxes: cfg.Sandboxes, log: cfg.Logger, health: cfg.Health, metrics: m, mux: http.NewServeMux(),
+	s := &server{service: cfg.Service, sandboxes: cfg.Sandboxes, models: cfg.Models, log: cfg.Logger, health: cfg.Health, metrics: m, mux: http.NewServeMux(),
 		memory: cfg.Memory, hosts: cfg.Hosts,
 		ping: cmp.Or(cfg.Ping, 15*time.Second), streamWait: cmp.Or(cfg.StreamWait, time.Minute), bodyWait: cmp.Or(cfg.BodyWait, 30*time.Second)}
 	for pattern, byMethod := range s.routes() {
@@ -132,6 +136,8 @@ func (s *server) routes() map[string]methods {
 		"/v1/agents/{id}":               {"GET": s.getAgent, "POST": s.updateAgent},
 		"/v1/agents/{id}/archive":       {"POST": s.archiveAgent},
 		"/v1/agents/{id}/versions":      {"GET": s.listAgentVersions},
+		"/v1/models":                    {"GET": s.listModels},
+		"/v1/models/{id}":               {"GET": s.getModel},
 		"/v1/sessions":                  {"POST": s.createSession, "GET": s.listSessions},
 		"/v1/sessions/{id}":             {"GET": s.getSession, "POST": s.updateSession, "DELETE": s.deleteSession},
 		"/v1/sessions/{id}/archive":     {"POST": s.archiveSession},

@@ -89,7 +89,7 @@ func startWith(t *testing.T, newLoop func(*control.Turns) (control.Loop, func())
 	if _, err := s.service.EnsureDefault(t.Context(), apiKey, func(string) error { return nil }); err != nil {
 		t.Fatal(err)
 	}
-	h, err := httpapi.New(httpapi.Config{Service: s.service})
+	h, err := httpapi.New(httpapi.Config{Service: s.service, Models: models(t)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,6 +26,12 @@ var suite = map[string]refusal{
 	"TestBetaEnvironmentArchiveWithOptionalParams": {},
 	"TestBetaEnvironmentListWithOptionalParams":    {400, "invalid page cursor"},
 
+	// The endpoint of the tests has no model of that name.
+	"TestModelGetWithOptionalParams":      {404, `Model "model_id" not found.`},
+	"TestModelListWithOptionalParams":     {400, "before_id: cannot be given together with after_id"},
+	"TestBetaModelGetWithOptionalParams":  {404, `Model "model_id" not found.`},
+	"TestBetaModelListWithOptionalParams": {400, "before_id: cannot be given together with after_id"},
+
 	"TestBetaAgentNewWithOptionalParams":         {400, "skills: not supported yet by this server"},
 	"TestBetaAgentGetWithOptionalParams":         {400, "version: Input should be greater than or equal to 1"},
 	"TestBetaAgentUpdateWithOptionalParams":      {400, "skills: not supported yet by this server"},
@@ -139,7 +145,7 @@ func sdkTests(t *testing.T, module string) string {
 // upstream lists the tests of the resources that Atoll has.
 func upstream(t *testing.T, binary string) []string {
 	t.Helper()
-	out, err := clients.Tool(t.Context(), binary, "-test.list", "^TestBeta(Environment|Agent|Session)").Output()
+	out, err := clients.Tool(t.Context(), binary, "-test.list", "^Test(Beta(Environment|Agent|Session|Model)|Model(Get|List))").Output()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -152,7 +152,24 @@ async function conversation(client) {
   await environments.delete(env.id);
 }
 
+// models reads the models of the scripted endpoint, with each client's own ways.
+async function models(client) {
+  const ids = ['opus-here', 'vendor/opus', 'vendor/haiku', 'unlisted'];
+  for (const of of [client.models, client.beta.models]) {
+    const seen = [];
+    for await (const model of of.list({ limit: 1 })) seen.push(model);
+    assert.deepEqual(seen.map((m) => m.id), ids);
+    assert.deepEqual(seen.map((m) => [m.type, m.display_name]), [['model', 'Opus'], ['model', 'Opus'], ['model', 'vendor/haiku'], ['model', 'unlisted']]);
+    const back = await of.list({ before_id: ids[3], limit: 2 });
+    assert.deepEqual([back.data.map((m) => m.id), back.has_more, back.first_id, back.last_id], [ids.slice(1, 3), true, ids[1], ids[2]]);
+    for (const model of seen) assert.deepEqual(await of.retrieve(model.id), model);
+    assert.equal((await of.retrieve('haiku-latest')).id, 'vendor/haiku');
+    await refused(Anthropic.NotFoundError, 'not_found_error', () => of.retrieve('nothing'));
+  }
+}
+
 console.log(process.argv[2], VERSION);
+await models(new Anthropic({ apiKey: ATOLL_KEY, baseURL: url }));
 await conversation(new Anthropic({ apiKey: ATOLL_KEY, baseURL: url }));
 await lifecycle(new Anthropic({ apiKey: ATOLL_KEY, baseURL: url }),
   { invalid: 'invalid_request_error', missing: 'not_found_error', conflict: 'invalid_request_error' });

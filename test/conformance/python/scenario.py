@@ -148,7 +148,23 @@ def conversation(client):
     client.beta.environments.delete(env.id)
 
 
+def models(client):
+    ids = ["opus-here", "vendor/opus", "vendor/haiku", "unlisted"]
+    for of in (client.models, client.beta.models):
+        seen = list(of.list(limit=1))
+        assert [m.id for m in seen] == ids, seen
+        assert [m.display_name for m in seen] == ["Opus", "Opus", "vendor/haiku", "unlisted"], seen
+        assert seen[0].created_at.year == 2026 and seen[3].created_at.year == 1970, seen
+        back = of.list(before_id=ids[3], limit=2)
+        assert [m.id for m in back.data] == ids[1:3] and back.has_more, back
+        for model in seen:
+            assert of.retrieve(model.id) == model
+        assert of.retrieve("haiku-latest").id == "vendor/haiku"
+        refused(anthropic.NotFoundError, "not_found_error", lambda: of.retrieve("nothing"))
+
+
 print("anthropic", anthropic.__version__)
+models(Anthropic(api_key=os.environ["ATOLL_KEY"], base_url=URL))
 conversation(Anthropic(api_key=os.environ["ATOLL_KEY"], base_url=URL))
 lifecycle(Anthropic(api_key=os.environ["ATOLL_KEY"], base_url=URL),
           "invalid_request_error", "not_found_error", "invalid_request_error")

@@ -61,7 +61,10 @@ func TestE225Suspend(t *testing.T) {
 		t.Errorf("%+v %+v %v", meta, spec, err)
 	}
 
-	// Another server finds it suspended, or half suspended, and goes on.
+	// Another server finds it suspended, or half suspended, and goes on. A connection
+	// that the client has had all of, and that is not closed yet, would be ended and recorded.
+	served := g.live("h")
+	eventually(t, "no flow left", func() bool { served.mu.Lock(); defer served.mu.Unlock(); return len(served.flows) == 0 })
 	if err := g.Suspend(ctx, "h"); err != nil {
 		t.Fatal(err)
 	}

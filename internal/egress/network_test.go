@@ -6,13 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/sys/unix"
 )
@@ -508,5 +512,63 @@ func TestE219TwoSessions(t *testing.T) {
 		if len(rs) != 3 {
 			t.Errorf("%s: %d records", id, len(rs))
 		}
+	}
+}
+
+// ::1 is the sandbox's own, for servers that bind it. Nothing else has IPv6, on
+// either side of the link.
+func TestOnlyLoopbackHasIPv6(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	b := w.limited()
+	addresses := func() (out []string, err error) {
+		interfaces, err := net.Interfaces()
+		for _, i := range interfaces {
+			of, e := i.Addrs()
+			err = errors.Join(err, e)
+			for _, a := range of {
+				if ip := a.(*net.IPNet).IP; ip.To4() == nil {
+					out = append(out, i.Name+" "+ip.String())
+				}
+			}
+		}
+		return out, err
+	}
+	if err := b.in(func() error {
+		if got, err := addresses(); err != nil || !slices.Equal(got, []string{"lo ::1"}) {
+			t.Errorf("the sandbox's IPv6 addresses: %q %v", got, err)
+		}
+		l, err := net.Listen("tcp6", "[::1]:0")
+		if err != nil {
+			return err
+		}
+		defer l.Close()
+		c, err := net.DialTimeout("tcp6", l.Addr().String(), 5*time.Second)
+		if err != nil {
+			return err
+		}
+		_ = c.Close()
+		for _, address := range []string{"[2a0d::1]:80", "[fe80::1%eth0]:80", "[fd00::1]:80", "[ff02::1%lo]:80"} {
+			if c, err := net.DialTimeout("udp6", address, 5*time.Second); err == nil {
+				_ = c.Close()
+				t.Errorf("there is a way to %s", address)
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	gateway, err := netns.GetFromPath(filepath.Join(filepath.Dir(b.path), "gateway"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer gateway.Close()
+	if err := inNamespace(gateway, func() error {
+		if got, err := addresses(); err != nil || len(got) != 0 {
+			t.Errorf("the gateway's IPv6 addresses: %q %v", got, err)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
 	}
 }

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -15,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"math/big"
 	mrand "math/rand/v2"
 	"net"
@@ -37,7 +39,10 @@ type site struct {
 	Address string
 	CA      []byte // PEM
 
-	hosts map[string]http.Handler // name below example.com → what it serves
+	hosts     map[string]http.Handler // name below example.com → what it serves
+	elsewhere map[string]string       // name below example.com → the other address that it is at
+
+	certificate tls.Certificate // of every name
 
 	mu   sync.Mutex // guards what follows
 	seen map[string]int
@@ -45,9 +50,8 @@ type site struct {
 
 func newSite(t *testing.T) *site {
 	t.Helper()
-	s := &site{hosts: map[string]http.Handler{}, seen: map[string]int{}}
-	certificate, ca := siteCertificate(t)
-	s.CA = ca
+	s := &site{hosts: map[string]http.Handler{}, elsewhere: map[string]string{}, seen: map[string]int{}}
+	s.certificate, s.CA = siteCertificate(t)
 	var plain, secure net.Listener
 	waitFor(t, time.Second, "a loopback address with both ports free", func() bool {
 		s.Address = fmt.Sprintf("127.%d.%d.%d", 192+mrand.IntN(60), mrand.IntN(256), 1+mrand.IntN(250))
@@ -61,7 +65,7 @@ func newSite(t *testing.T) *site {
 		return err == nil
 	})
 	quiet := log.New(io.Discard, "", 0)
-	server := &http.Server{Handler: s, ErrorLog: quiet, TLSConfig: &tls.Config{Certificates: []tls.Certificate{certificate}}}
+	server := &http.Server{Handler: s, ErrorLog: quiet, TLSConfig: &tls.Config{Certificates: []tls.Certificate{s.certificate}}}
 	redirect := &http.Server{ErrorLog: quiet, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, "https://"+r.Host+r.RequestURI, http.StatusMovedPermanently)
 	})}
@@ -115,12 +119,17 @@ func (s *site) names() []string {
 	return out
 }
 
-// config is a server configuration under which the names are at the site.
+// config is a server configuration under which the names are at the site, or
+// where they are in its place.
 func (s *site) config() string {
+	at := maps.Clone(s.elsewhere)
+	for name := range s.hosts {
+		at[name] = cmp.Or(at[name], s.Address)
+	}
 	hosts, exempt := "", ""
-	for _, name := range s.names() {
-		hosts += fmt.Sprintf("    %s: [%s]\n", name, s.Address)
-		exempt += fmt.Sprintf("    - {host: %s, cidr: %s/32}\n", name, s.Address)
+	for name, address := range at {
+		hosts += fmt.Sprintf("    %s.example.com: [%s]\n", name, address)
+		exempt += fmt.Sprintf("    - {host: %s.example.com, cidr: %s/32}\n", name, address)
 	}
 	return "egress:\n  hosts:\n" + hosts + "  exempt:\n" + exempt
 }
@@ -182,7 +191,7 @@ func serveWWW(w http.ResponseWriter, r *http.Request) {
 
 // serveWebSocket echoes messages, and ends the connection when it is told to.
 func serveWebSocket(w http.ResponseWriter, r *http.Request) {
-	c, err := websocket.Accept(w, r, nil)
+	c, err := websocket.Accept(w, r, &websocket.AcceptOptions{OriginPatterns: []string{"*.example.com"}})
 	if err != nil {
 		return
 	}

@@ -177,6 +177,7 @@ func (s *server) runClient(t *testing.T, session string, c client) {
 type egressRecord struct {
 	Host, Protocol, Verdict, Reason string
 	ClaimedHost                     string `json:"claimed_host"`
+	ECH                             bool   // with an encrypted name, or a decoy
 	Count                           int
 }
 

@@ -29,9 +29,8 @@ func TestSessionPolicy(t *testing.T) {
 	}
 	early := fmt.Sprintf("127.%d.%d.%d", 2+rand.IntN(60), rand.IntN(256), 1+rand.IntN(250)) // another address of loopback
 	upstream := newEarlyServer(t, early+":443")
-	config := strings.Replace(site.config(), "  hosts:\n", "  hosts:\n    early.example.com: ["+early+"]\n", 1) +
-		"    - {host: early.example.com, cidr: " + early + "/32}\n"
-	s := newServer(t, config+"registries: {'*': {pip: [registry.example.com]}}\n")
+	site.elsewhere["early"] = early
+	s := newServer(t, site.config()+"registries: {'*': {pip: [registry.example.com]}}\n")
 	agent := s.agent()
 	networking := func(managers bool, hosts ...string) object {
 		return object{"type": "limited", "allowed_hosts": hosts, "allow_package_managers": managers}

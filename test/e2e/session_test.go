@@ -48,6 +48,8 @@ func TestInside(t *testing.T) {
 		{"hostname", "atoll"},
 		{"ls -d /mnt/session/uploads /mnt/session/outputs", "/mnt/session/outputs\n/mnt/session/uploads"},
 		{"env -i /bin/bash -c 'command -v python3'", "/usr/bin/python3"},
+		{"awk '{print $6, $1}' /proc/net/if_inet6", "lo 00000000000000000000000000000001"},
+		{`python3 -c 'import socket as s; l = s.create_server(("::1", 0), family=s.AF_INET6); s.create_connection(l.getsockname()[:2], 5); print("bound")'`, "bound"},
 		{"dmesg | head -1 | grep -o gVisor", "gVisor"},
 	} {
 		if got := s.must(id, tt.shell); got != tt.want {

@@ -27,6 +27,8 @@ func elsewhere() []shown {
 	const e2e = "test/e2e"
 	return []shown{
 		{"E072", e2e, "TestSessionPolicy", true, ""},
+		{"E085", e2e, "TestBrowsers", true, ""},
+		{"E086", e2e, "TestBrowsers", true, ""},
 		{"E089", e2e, "TestClients", true, ""},
 		{"E197", e2e, "TestSessionPolicy", true, "the server's, of whole sessions"},
 		{"E198", e2e, "TestSessionPolicy", true, "the server's, of whole sessions"},

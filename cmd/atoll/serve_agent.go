@@ -50,11 +50,11 @@ func (w *wiring) openTools(set *toolset.Toolset, rec control.SessionRecord) (age
 	client := func(source string) egress.Client {
 		meta := reach.Meta
 		meta.Source = source
-		return egress.Client{ID: rec.ID, Source: source, Meta: meta, Policy: reach.Session}
+		return egress.Client{ID: rec.ID, Source: source, Meta: meta, Policy: reach.Policy}
 	}
 	session := set.Open(toolset.SessionConfig{
 		ID: rec.ID, Box: sessionBox{w.sandboxes, control.Caller{Workspace: rec.Workspace, Kind: control.KeyAPI}, rec.ID},
-		Tools: a.Tools, MCPServers: a.MCPServers, Web: reach.Web,
+		Tools: a.Tools, MCPServers: a.MCPServers, Web: reach.Policy,
 		DialWeb: w.network.Dialer(client(egress.SourceWebTool)), DialMCP: w.network.Dialer(client(egress.SourceMCP)),
 		RefuseWeb: func(address, list string) {
 			if err := w.network.Refuse(client(egress.SourceWebTool), address, list); err != nil {

@@ -47,7 +47,7 @@ type Network interface {
 	// Broken tells whose networks were taken apart from outside, each once.
 	Broken() []egress.Meta
 	// Describe tells on whose behalf a network exists and what it may reach.
-	Describe(id string) (egress.Meta, egress.Spec, error)
+	Describe(id string) (egress.Meta, *egress.Policy, error)
 	Records(id string, f egress.Filter) ([]egress.Record, error)
 }
 
@@ -128,10 +128,9 @@ func buildPolicy(spec image.BoxSpec) (*egress.Policy, error) {
 func registryEndpoints(regs []image.Registry) []egress.Endpoint {
 	out := make([]egress.Endpoint, 0, len(regs))
 	for _, r := range regs {
-		if _, err := egress.Canonical(r.Host); err != nil {
-			continue
+		if host, err := egress.Canonical(r.Host); err == nil {
+			out = append(out, egress.Endpoint{Host: host, Port: r.Port, Rule: "registry:" + r.Manager})
 		}
-		out = append(out, egress.Endpoint{Host: r.Host, Port: r.Port, Rule: "registry:" + r.Manager})
 	}
 	return out
 }

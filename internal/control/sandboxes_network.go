@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"reflect"
 	"time"
 
+	"github.com/atoll-run/atoll/api"
 	"github.com/atoll-run/atoll/internal/egress"
 	"github.com/atoll-run/atoll/internal/image"
 )
@@ -15,20 +15,17 @@ func sessionMeta(rec SessionRecord) egress.Meta {
 	return egress.Meta{SessionID: rec.ID, WorkspaceID: rec.Workspace, EnvironmentID: rec.Environment, Source: egress.SourceSandbox}
 }
 
-// sessionPolicy is what a session's network may reach: fixed when the sandbox
-// is made.
-func sessionPolicy(env SessionEnvironment, registries []image.Registry) egress.Spec {
-	if env.Networking.Type == "unrestricted" {
-		return egress.Spec{Mode: egress.ModeUnrestricted}
+// networkPolicy is what the network of a session's sandbox may reach: fixed when
+// the sandbox is made.
+func networkPolicy(env SessionEnvironment, registries []image.Registry) (*egress.Policy, error) {
+	if env.Networking.Type == api.NetworkUnrestricted || !env.Networking.AllowPackageManagers {
+		return env.Policy, nil
 	}
-	spec := egress.Spec{Mode: egress.ModeLimited, AllowedHosts: env.Networking.AllowedHosts}
-	if env.Networking.AllowMCPServers {
-		spec.Endpoints = append(spec.Endpoints, env.MCPEndpoints...)
+	policy, err := env.Policy.With(registryEndpoints(registries)...)
+	if err != nil {
+		return nil, fmt.Errorf("compiling the network policy: %w", err)
 	}
-	if env.Networking.AllowPackageManagers {
-		spec.Endpoints = append(spec.Endpoints, registryEndpoints(registries)...)
-	}
-	return spec
+	return policy, nil
 }
 
 // openNetwork makes the network of a session's new sandbox.
@@ -39,9 +36,9 @@ func (s *Sandboxes) openNetwork(ctx context.Context, rec SessionRecord, env Sess
 	if !ok {
 		registries = base.Registries
 	}
-	policy, err := egress.Compile(sessionPolicy(env, registries))
+	policy, err := networkPolicy(env, registries)
 	if err != nil {
-		return "", fmt.Errorf("compiling the network policy: %w", err)
+		return "", err
 	}
 	meta := sessionMeta(rec)
 	meta.Base = base.Digest
@@ -82,13 +79,13 @@ func (s *Sandboxes) RegistriesChanged(ctx context.Context) (changed int, err err
 	return changed, errors.Join(failed...)
 }
 
-// repolicy compiles one session's policy again and installs it if it differs.
+// repolicy makes one session's policy again and installs it if it differs.
 func (s *Sandboxes) repolicy(ctx context.Context, rec SessionRecord) (bool, error) {
 	env, err := SessionConfig(rec)
 	if err != nil || !env.Networking.AllowPackageManagers {
 		return false, err // its policy has no registries
 	}
-	meta, spec, err := s.network.Describe(rec.ID)
+	meta, before, err := s.network.Describe(rec.ID)
 	if err != nil {
 		return false, err
 	}
@@ -96,12 +93,9 @@ func (s *Sandboxes) repolicy(ctx context.Context, rec SessionRecord) (bool, erro
 	if !ok {
 		return false, fmt.Errorf("the template version %q is gone", meta.Base)
 	}
-	policy, err := egress.Compile(sessionPolicy(env, registries))
-	if err != nil {
-		return false, fmt.Errorf("compiling the network policy: %w", err)
-	}
-	if reflect.DeepEqual(policy.Spec(), spec) {
-		return false, nil
+	policy, err := networkPolicy(env, registries)
+	if err != nil || policy.Equal(before) {
+		return false, err
 	}
 	return true, s.network.Update(ctx, rec.ID, policy)
 }

@@ -231,8 +231,8 @@ func (n network) Resume(_ context.Context, id string) (string, error) {
 	return "/run/netns/" + id, nil
 }
 
-func (n network) Describe(string) (egress.Meta, egress.Spec, error) {
-	return egress.Meta{}, egress.Spec{}, egress.ErrNotFound
+func (n network) Describe(string) (egress.Meta, *egress.Policy, error) {
+	return egress.Meta{}, nil, egress.ErrNotFound
 }
 func (n network) Close(_ context.Context, id string) error {
 	n.w.mu.Lock()

@@ -9,28 +9,43 @@ import (
 	"github.com/atoll-run/atoll/internal/egress"
 )
 
-// SessionEnvironment is what a session's sandbox is made from: the config of
-// the environment when the session was created, and the agent's MCP servers.
+// SessionEnvironment is what a session's sandbox is made from.
 type SessionEnvironment struct {
+	// CloudConfig is the environment's, as it was when the session was created.
 	api.CloudConfig
-	// MCPEndpoints are where the agent's MCP servers are. One that is not a
-	// host name (an IP address) is left out.
-	MCPEndpoints []egress.Endpoint
+	// Policy is what the session's network may reach: the environment's allowed
+	// hosts and, if it allows them, the agent's MCP servers. The registries of the
+	// template come on top where the network is made. It is not nil.
+	Policy *egress.Policy
 }
 
-// SessionConfig reads a stored session's environment.
+// SessionConfig reads a stored session's environment. It is the one place where
+// the stored hosts are parsed.
 func SessionConfig(rec SessionRecord) (SessionEnvironment, error) {
 	d, err := readSession(rec)
 	if err != nil {
 		return SessionEnvironment{}, err
 	}
-	env := SessionEnvironment{CloudConfig: d.Environment}
-	for _, server := range d.Agent.MCPServers {
-		if host, port, ok := serverAddress(server); ok {
-			env.MCPEndpoints = append(env.MCPEndpoints, egress.Endpoint{Host: host.String(), Port: port, Rule: "mcp:" + server.Name})
+	policy, err := sessionPolicy(d.Environment.Networking, d.Agent.MCPServers)
+	if err != nil {
+		return SessionEnvironment{}, fmt.Errorf("compiling the network policy of %s: %w", rec.ID, err)
+	}
+	return SessionEnvironment{CloudConfig: d.Environment, Policy: policy}, nil
+}
+
+// sessionPolicy is what a network may reach, the template's registries aside. An
+// MCP server that is not at a host name (an IP address) is left out.
+func sessionPolicy(n api.Networking, servers []api.MCPServer) (*egress.Policy, error) {
+	if n.Type == api.NetworkUnrestricted {
+		return egress.Compile(egress.Spec{Mode: egress.ModeUnrestricted})
+	}
+	spec := egress.Spec{Mode: egress.ModeLimited, AllowedHosts: n.AllowedHosts}
+	for _, server := range servers {
+		if host, port, ok := serverAddress(server); ok && n.AllowMCPServers {
+			spec.Endpoints = append(spec.Endpoints, egress.Endpoint{Host: host, Port: port, Rule: "mcp:" + server.Name})
 		}
 	}
-	return env, nil
+	return egress.Compile(spec)
 }
 
 // SessionAgent reads a stored session's agent, with its overrides.
@@ -67,17 +82,14 @@ func checkServersReachable(environment string, n api.Networking, servers []api.M
 	if n.Type != api.NetworkLimited {
 		return nil
 	}
-	policy, err := egress.Compile(egress.Spec{Mode: egress.ModeLimited, AllowedHosts: n.AllowedHosts})
+	policy, err := sessionPolicy(n, servers)
 	if err != nil {
 		return fmt.Errorf("compiling the network policy of %s: %w", environment, err)
 	}
 	for _, server := range servers {
 		host, port, ok := serverAddress(server)
-		if ok && n.AllowMCPServers {
-			continue
-		}
 		if ok {
-			_, ok = policy.Allows(host, port)
+			_, ok = policy.Allows(egress.SourceMCP, host, port)
 		}
 		if !ok {
 			return Faultf(Invalid, "Environment %s does not allow the MCP server %q: its host is not in `allowed_hosts` and `allow_mcp_servers` is %t.",

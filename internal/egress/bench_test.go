@@ -123,5 +123,5 @@ func rawUpstream(b *testing.B, w *world, serve func(net.Conn)) (*box, int) {
 	port := l.Addr().(*net.TCPAddr).Port
 	w.know("raw.example.com", port)
 	g := w.gateway(func(c *Config) { c.Limits.ConnectionRate = 1e6 })
-	return w.open(g, "bench", Spec{Mode: ModeLimited, Endpoints: []Endpoint{{Host: "raw.example.com", Port: port, Rule: "operator", Raw: true}}}), port
+	return w.open(g, "bench", Spec{Mode: ModeLimited, Endpoints: []Endpoint{{Host: testHost("raw.example.com"), Port: port, Rule: "operator", Raw: true}}}), port
 }

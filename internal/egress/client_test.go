@@ -18,7 +18,7 @@ func TestE205Clients(t *testing.T) {
 	w.resolver.set("private.example.com", "10.0.0.5")
 	g := w.gateway(nil)
 	limited := mustCompile(t, Spec{Mode: ModeLimited, AllowedHosts: []string{"ok.example.com", "private.example.com"}, Endpoints: []Endpoint{
-		{Host: "mcp.example.com", Port: 443, Rule: "mcp:x"}, {Host: "npm.example.com", Rule: "registry:npm"},
+		{Host: testHost("mcp.example.com"), Port: 443, Rule: "mcp:x"}, {Host: testHost("npm.example.com"), Rule: "registry:npm"},
 	}})
 	open := mustCompile(t, Spec{Mode: ModeUnrestricted})
 	none := mustCompile(t, Spec{Mode: ModeLimited})

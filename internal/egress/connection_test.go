@@ -24,7 +24,7 @@ func openConnection(t *testing.T, protocol string, mode Mode) (*connection, net.
 	port := l.Addr().(*net.TCPAddr).AddrPort().Port()
 	spec := Spec{Mode: mode}
 	if mode == ModeLimited {
-		spec.Endpoints = []Endpoint{{Host: "ok.example.com", Port: int(port), Rule: "mcp:x"}}
+		spec.Endpoints = []Endpoint{{Host: testHost("ok.example.com"), Port: int(port), Rule: "mcp:x"}}
 	}
 	s := bareSlot(t, spec, &fakeResolver{}, Limits{}, func(c *Config) {
 		c.Exempt = []Exemption{{Host: "ok.example.com", CIDR: netip.MustParsePrefix("127.0.0.1/32"), Ports: []int{int(port)}}}
@@ -167,7 +167,7 @@ func TestConnectionUDP(t *testing.T) {
 	}
 	for _, mode := range []Mode{ModeLimited, ModeBuild, ModeObserve} {
 		other := *c.st
-		other.policy = mustCompile(t, Spec{Mode: mode, Endpoints: []Endpoint{{Host: "ok.example.com", Port: int(c.dest.Port()), Rule: "mcp:x"}}})
+		other.policy = mustCompile(t, Spec{Mode: mode, Endpoints: []Endpoint{{Host: testHost("ok.example.com"), Port: int(c.dest.Port()), Rule: "mcp:x"}}})
 		if host, v := c.decide(&other); host.String() != "ok.example.com" || v.reason != ReasonUDPNotAllowed || c.allowed(&other) {
 			t.Errorf("%s: %s %+v", mode, host, v)
 		}

@@ -166,7 +166,7 @@ func (h home) begin(meta Meta, p *Policy) (*state, error) {
 		return nil, stepError("making table of names", err)
 	}
 	st := &state{id: h.id, meta: meta, policy: p, generation: 1, names: table, journal: &journal{}, answers: &answers{}}
-	if err := table.list(p.hosts); err != nil {
+	if err := table.list(p.exact); err != nil {
 		table.close()
 		return nil, err
 	}
@@ -218,7 +218,7 @@ func (h home) load() (*state, error) {
 	}
 	// All there already, but for an Update that broke off or found the network
 	// suspended.
-	if err := st.names.list(st.policy.hosts); err != nil {
+	if err := st.names.list(st.policy.exact); err != nil {
 		st.names.close()
 		return nil, err
 	}

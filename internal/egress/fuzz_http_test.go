@@ -186,7 +186,7 @@ func FuzzHTTPGate(f *testing.F) {
 func gateOnly(t testing.TB, name Host, port uint16) *slot {
 	t.Helper()
 	r := &fakeResolver{hosts: map[string][]string{name.name + ".": {"127.0.0.1"}}}
-	s := bareSlot(t, Spec{Mode: ModeLimited, Endpoints: []Endpoint{{Host: name.name, Port: int(port), Rule: "mcp:x"}}}, r,
+	s := bareSlot(t, Spec{Mode: ModeLimited, Endpoints: []Endpoint{{Host: name, Port: int(port), Rule: "mcp:x"}}}, r,
 		Limits{Hello: 200 * time.Millisecond, HTTPHead: 200 * time.Millisecond, Idle: 200 * time.Millisecond}, func(c *Config) {
 			c.Exempt = []Exemption{{Host: name.name, CIDR: netip.MustParsePrefix("127.0.0.1/32"), Ports: []int{int(port)}}}
 		})
@@ -206,7 +206,7 @@ func bareSlot(t testing.TB, spec Spec, r *fakeResolver, limits Limits, change fu
 		t.Fatal(err)
 	}
 	p := mustCompile(t, spec)
-	if err := table.list(p.hosts); err != nil {
+	if err := table.list(p.exact); err != nil {
 		t.Fatal(err)
 	}
 	s := &slot{gateway: g, connRate: rate.NewLimiter(rate.Inf, 1), dnsRate: rate.NewLimiter(rate.Inf, 1), flows: map[*flow]bool{}, ctx: t.Context()}

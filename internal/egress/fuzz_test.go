@@ -137,7 +137,7 @@ func FuzzMatch(f *testing.F) {
 			}
 			hosts = append(hosts, raw)
 			want = want || labelsMatch(e, host)
-			_, now := mustCompile(t, Spec{Mode: ModeLimited, AllowedHosts: hosts}).Allows(host, 443)
+			_, now := mustCompile(t, Spec{Mode: ModeLimited, AllowedHosts: hosts}).Allows(SourceSandbox, host, 443)
 			if before && !now {
 				t.Errorf("%q takes %s away", raw, host)
 			}
@@ -375,7 +375,7 @@ func FuzzCompile(f *testing.F) {
 		if err := json.Unmarshal(written, &read); err != nil {
 			t.Fatal(err)
 		}
-		if again, err := Compile(read); err != nil || !slices.Equal(again.hosts, p.hosts) || !reflect.DeepEqual(again.exact, p.exact) || !reflect.DeepEqual(again.wildcard, p.wildcard) {
+		if again, err := Compile(read); err != nil || !again.Equal(p) || !slices.Equal(again.exact, p.exact) || !reflect.DeepEqual(again.hosts, p.hosts) || !reflect.DeepEqual(again.endpoints, p.endpoints) {
 			t.Errorf("stored and read it is another policy: %v", err)
 		}
 	})

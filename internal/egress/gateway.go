@@ -332,7 +332,7 @@ func (g *Gateway) Update(ctx context.Context, id string, p *Policy) error {
 	}
 	next := *s.state.Load()
 	next.policy, next.generation = p, next.generation+1
-	if err := next.names.list(p.hosts); err != nil {
+	if err := next.names.list(p.exact); err != nil {
 		return err
 	}
 	if err := home.save(&next); err != nil {
@@ -365,18 +365,18 @@ func (g *Gateway) updateIdle(home home, p *Policy) error {
 
 // Describe returns on whose behalf a network exists and the policy that it is
 // under, whether it is served, suspended or kept closed.
-func (g *Gateway) Describe(id string) (Meta, Spec, error) {
+func (g *Gateway) Describe(id string) (Meta, *Policy, error) {
 	st := g.current(id)
 	if st == nil {
 		home, err := g.dir.open(id)
 		if err != nil {
-			return Meta{}, Spec{}, err
+			return Meta{}, nil, err
 		}
 		if st, err = home.read(); err != nil {
-			return Meta{}, Spec{}, err
+			return Meta{}, nil, err
 		}
 	}
-	return st.meta, st.policy.Spec(), nil
+	return st.meta, st.policy, nil
 }
 
 // Close removes a network and everything of it, its connections included, also

@@ -20,6 +20,15 @@ func (h Host) String() string { return h.name }
 // IsZero tells whether h is no host.
 func (h Host) IsZero() bool { return h.name == "" }
 
+// MarshalText returns the canonical name.
+func (h Host) MarshalText() ([]byte, error) { return []byte(h.name), nil }
+
+// UnmarshalText takes a name as [Canonical] does.
+func (h *Host) UnmarshalText(text []byte) (err error) {
+	*h, err = Canonical(string(text))
+	return err
+}
+
 const (
 	maxName  = 253
 	maxLabel = 63

@@ -333,7 +333,7 @@ func TestE113PlainOn443(t *testing.T) {
 	go func() { _ = server.Serve(l) }()
 	defer server.Close()
 	w.know("reg.example.com", port)
-	b := w.open(w.gateway(nil), "p", Spec{Mode: ModeBuild, Endpoints: []Endpoint{{Host: "reg.example.com", Port: port, Rule: "registry:npm"}}})
+	b := w.open(w.gateway(nil), "p", Spec{Mode: ModeBuild, Endpoints: []Endpoint{{Host: testHost("reg.example.com"), Port: port, Rule: "registry:npm"}}})
 	code, body, _, err := b.get(fmt.Sprintf("http://reg.example.com:%d/", port))
 	if err != nil || code != 200 || body != fmt.Sprintf("hello from reg.example.com:%d", port) {
 		t.Errorf("got %d %q %v", code, body, err)
@@ -375,7 +375,7 @@ func TestE116WebSocket(t *testing.T) {
 	go func() { _ = server.Serve(l) }()
 	defer server.Close()
 	w.know("ws.example.com", port)
-	b := w.open(w.gateway(nil), "w", Spec{Mode: ModeLimited, Endpoints: []Endpoint{{Host: "ws.example.com", Port: port, Rule: "mcp:ws"}}})
+	b := w.open(w.gateway(nil), "w", Spec{Mode: ModeLimited, Endpoints: []Endpoint{{Host: testHost("ws.example.com"), Port: port, Rule: "mcp:ws"}}})
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	client := &http.Client{Transport: &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
@@ -423,7 +423,7 @@ func TestE123BrokenUpstream(t *testing.T) {
 	}()
 	port := l.Addr().(*net.TCPAddr).Port
 	w.know("bad.example.com", port)
-	b := w.open(w.gateway(nil), "b", Spec{Mode: ModeLimited, Endpoints: []Endpoint{{Host: "bad.example.com", Port: port, Rule: "mcp:x"}}})
+	b := w.open(w.gateway(nil), "b", Spec{Mode: ModeLimited, Endpoints: []Endpoint{{Host: testHost("bad.example.com"), Port: port, Rule: "mcp:x"}}})
 	for range 2 {
 		out, _ := raw(b.to("bad.example.com", port), fmt.Sprintf("POST / HTTP/1.1\r\nHost: bad.example.com:%d\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", port))
 		if !strings.HasPrefix(out, "HTTP/1.1 502 ") {

@@ -150,8 +150,8 @@ func TestEndpoints(t *testing.T) {
 	w.know("git.example.com", git)
 	w.know("mcp.example.com", mcp)
 	b := w.open(w.gateway(nil), "e", Spec{Mode: ModeLimited, Endpoints: []Endpoint{
-		{Host: "git.example.com", Port: git, Rule: "operator", Raw: true},
-		{Host: "mcp.example.com", Port: mcp, Rule: "mcp:tools"},
+		{Host: testHost("git.example.com"), Port: git, Rule: "operator", Raw: true},
+		{Host: testHost("mcp.example.com"), Port: mcp, Rule: "mcp:tools"},
 	}})
 	if out, err := io.ReadAll(b.to("git.example.com", git)); err != nil || string(out) != "SSH-2.0-x\r\n" {
 		t.Errorf("server first: %q %v", out, err)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -29,11 +30,12 @@ const (
 
 // Endpoint is one host on one port that a policy opens besides its hosts.
 type Endpoint struct {
-	// Host is a host name; no wildcard, no IP address.
-	Host string `json:"host"`
-	// Port; zero means 443 and 80.
+	// Host is the host itself, never one below it. The zero Host is an error.
+	Host Host `json:"host"`
+	// Port is a TCP port; zero means 443 and 80.
 	Port int `json:"port,omitempty"`
-	// Rule is what records name as the reason, like "registry:npm".
+	// Rule is what records name as the reason, like "registry:npm". One that
+	// begins with "mcp:" opens the endpoint to SourceMCP too. Empty is an error.
 	Rule string `json:"rule"`
 	// Raw opens the port for any protocol: the name alone authorises, and the
 	// connection is made without waiting for the client's first bytes. For
@@ -41,27 +43,30 @@ type Endpoint struct {
 	Raw bool `json:"raw,omitempty"`
 }
 
-// Spec is a policy as it is written and stored.
+// Spec is a policy as it is written and stored. [Compile] makes a [Policy] of it,
+// which is what everything else takes.
 type Spec struct {
+	// Mode says how names are treated that are not listed. Empty is an error.
 	Mode Mode `json:"mode"`
 	// AllowedHosts are entries as [ParseEntry] takes them. Nil and empty mean
 	// the same: no host.
 	AllowedHosts []string `json:"allowed_hosts,omitempty"`
-	// Endpoints are opened in every mode.
+	// Endpoints are opened in every mode. Nil and empty mean the same: none.
 	Endpoints []Endpoint `json:"endpoints,omitempty"`
 }
 
 // maxExact bounds the names that have an address from the start.
 const maxExact = 65536
 
-// Policy is a compiled Spec. It is immutable and safe for concurrent use. A nil
-// Policy allows nothing.
+// Policy is a compiled Spec: its entries are parsed, and deciding about a name
+// takes a look-up for each of its labels. It is immutable and safe for concurrent
+// use. A nil Policy allows nothing.
 type Policy struct {
-	spec     Spec
-	exact    map[string][]grant // canonical host → what is open on it
-	wildcard map[string][]grant // canonical base → what is open below it
-	checked  map[uint16]bool    // ports on which TLS or HTTP is expected
-	hosts    []Host             // the exact hosts, in order of the spec
+	spec      Spec
+	hosts     nameIndex[[]grant] // of allowed_hosts; shared with the policies that With makes
+	endpoints map[string][]grant // canonical host → what is open on it
+	checked   map[uint16]bool    // ports on which TLS or HTTP is expected
+	exact     []Host             // that have an address from the start, each once: of allowed_hosts, then of endpoints
 }
 
 // grant is one port of one entry. Port zero is every web port.
@@ -88,7 +93,8 @@ func (o origin) counts(source string) bool {
 	return o == fromHosts || source != SourceWebTool && (source != SourceMCP || o == fromMCP)
 }
 
-// Compile checks a Spec and makes the policy of it, wholly or not at all.
+// Compile checks a Spec and makes the policy of it, wholly or not at all. It is
+// where entries are parsed: who has a Policy has no need to look at them again.
 func Compile(spec Spec) (*Policy, error) {
 	switch spec.Mode {
 	case ModeLimited, ModeUnrestricted, ModeBuild, ModeObserve:
@@ -99,53 +105,61 @@ func Compile(spec Spec) (*Policy, error) {
 		return nil, errors.New("a build's network takes endpoints only, not allowed hosts")
 	}
 	p := &Policy{
-		spec:     Spec{spec.Mode, slices.Clone(spec.AllowedHosts), slices.Clone(spec.Endpoints)},
-		exact:    map[string][]grant{},
-		wildcard: map[string][]grant{},
-		checked:  map[uint16]bool{80: true, 443: true},
+		spec:  Spec{Mode: spec.Mode, AllowedHosts: slices.Clone(spec.AllowedHosts)},
+		hosts: newNameIndex[[]grant](), endpoints: map[string][]grant{}, checked: map[uint16]bool{80: true, 443: true},
 	}
 	for i, raw := range spec.AllowedHosts {
 		entry, err := ParseEntry(raw)
 		if err != nil {
 			return nil, fmt.Errorf("allowed_hosts[%d]: %w", i, err)
 		}
-		p.add(entry, grant{rule: fmt.Sprintf("allowed_hosts[%d]", i)})
+		p.add(p.hosts.of(entry), entry, grant{rule: fmt.Sprintf("allowed_hosts[%d]", i)})
 	}
-	for i, e := range spec.Endpoints {
-		host, err := Canonical(e.Host)
-		if err != nil {
-			return nil, fmt.Errorf("endpoint %d (%s): %w", i, e.Rule, err)
-		}
-		if e.Port < 0 || e.Port > 65535 {
+	return p.With(spec.Endpoints...)
+}
+
+// With returns the policy that opens these endpoints as well, wholly or not at
+// all. p is not changed, and nothing of it is parsed or compiled again.
+func (p *Policy) With(more ...Endpoint) (*Policy, error) {
+	next := &Policy{
+		spec:      Spec{p.spec.Mode, p.spec.AllowedHosts, slices.Concat(p.spec.Endpoints, more)},
+		hosts:     p.hosts,
+		endpoints: maps.Clone(p.endpoints),
+		checked:   maps.Clone(p.checked),
+		exact:     slices.Clone(p.exact),
+	}
+	for i, e := range more {
+		i += len(p.spec.Endpoints)
+		switch {
+		case e.Rule == "":
+			return nil, fmt.Errorf("endpoint %d: no rule", i)
+		case e.Host.IsZero():
+			return nil, fmt.Errorf("endpoint %d (%s): no host", i, e.Rule)
+		case e.Port < 0 || e.Port > 65535:
 			return nil, fmt.Errorf("endpoint %d (%s): no such port: %d", i, e.Rule, e.Port)
 		}
-		if e.Rule == "" {
-			return nil, fmt.Errorf("endpoint %d: no rule", i)
-		}
 		if e.Port != 0 && !e.Raw {
-			p.checked[uint16(e.Port)] = true
+			next.checked[uint16(e.Port)] = true
 		}
 		from := fromEndpoint
 		if strings.HasPrefix(e.Rule, "mcp:") {
 			from = fromMCP
 		}
-		p.add(Entry{Host: host}, grant{uint16(e.Port), e.Rule, e.Raw, from})
+		next.add(next.endpoints, Entry{Host: e.Host}, grant{uint16(e.Port), e.Rule, e.Raw, from})
 	}
-	if len(p.exact) > maxExact {
+	if len(next.exact) > maxExact {
 		return nil, fmt.Errorf("more than %d hosts", maxExact)
 	}
-	return p, nil
+	return next, nil
 }
 
-func (p *Policy) add(e Entry, g grant) {
-	into := p.exact
-	if e.Wildcard {
-		into = p.wildcard
-	} else if _, seen := into[e.Host.name]; !seen {
-		p.hosts = append(p.hosts, e.Host)
+// add opens a grant on an entry. into is the map of p that has such entries.
+func (p *Policy) add(into map[string][]grant, e Entry, g grant) {
+	if !e.Wildcard && p.hosts.exact[e.Host.name] == nil && p.endpoints[e.Host.name] == nil {
+		p.exact = append(p.exact, e.Host)
 	}
-	if !slices.Contains(into[e.Host.name], g) {
-		into[e.Host.name] = append(into[e.Host.name], g)
+	if grants := into[e.Host.name]; !slices.Contains(grants, g) {
+		into[e.Host.name] = append(slices.Clip(grants), g) // another policy may have the same grants
 	}
 }
 
@@ -155,16 +169,25 @@ func (p *Policy) Spec() Spec {
 	return Spec{p.spec.Mode, slices.Clone(p.spec.AllowedHosts), slices.Clone(p.spec.Endpoints)}
 }
 
+// Equal tells whether two policies were compiled from the same Spec.
+func (p *Policy) Equal(other *Policy) bool {
+	if p == nil || other == nil {
+		return p == other
+	}
+	return p.spec.Mode == other.spec.Mode && slices.Equal(p.spec.AllowedHosts, other.spec.AllowedHosts) && slices.Equal(p.spec.Endpoints, other.spec.Endpoints)
+}
+
 // MarshalJSON writes the Spec.
 func (p *Policy) MarshalJSON() ([]byte, error) { return json.Marshal(p.spec) }
 
 // Mode returns the policy's mode.
 func (p *Policy) Mode() Mode { return p.spec.Mode }
 
-// Allows tells whether the policy opens this host on this port, and by which
-// rule. The gateway's block list and the dial guard come on top.
-func (p *Policy) Allows(host Host, port int) (rule string, ok bool) {
-	v := p.decide(host, uint16(port), SourceSandbox)
+// Allows tells whether the policy opens this host on this port to who asks
+// (SourceSandbox and so on), and by which rule. What the operator says and the
+// dial guard come on top.
+func (p *Policy) Allows(source string, host Host, port int) (rule string, ok bool) {
+	v := p.decide(host, uint16(port), source)
 	return v.rule, v.reason == ReasonOK
 }
 
@@ -190,19 +213,12 @@ func (p *Policy) names(host Host) bool {
 	if p.spec.Mode == ModeUnrestricted || p.spec.Mode == ModeObserve {
 		return true
 	}
-	found := false
-	p.each(host, func([]grant) bool { found = true; return false })
-	return found
+	return !p.each(host, func([]grant) bool { return false })
 }
 
 // lists tells whether allowed_hosts names the host.
 func (p *Policy) lists(host Host) bool {
-	found := false
-	p.each(host, func(grants []grant) bool {
-		found = slices.ContainsFunc(grants, func(g grant) bool { return g.from == fromHosts })
-		return !found
-	})
-	return found
+	return !p.hosts.each(host, func([]grant) bool { return false })
 }
 
 // decide gives the policy's verdict on a name and a port for who asks; see
@@ -240,22 +256,16 @@ func (p *Policy) decide(host Host, port uint16, source string) verdict {
 	return verdict{reason: ReasonNameNotAllowed}
 }
 
-// each calls f with the grants of the host itself and then of every wildcard
-// above it, walking label boundaries, until f returns false.
-func (p *Policy) each(host Host, f func([]grant) bool) {
-	if g, ok := p.exact[host.name]; ok && !f(g) {
-		return
-	}
-	for name := host.name; ; {
-		_, parent, ok := strings.Cut(name, ".")
-		if !ok {
-			return
+// each calls f with the grants that hold for the host: those of the host itself,
+// of allowed_hosts first, and then those of wildcards, until f returns false. It
+// tells whether f never did.
+func (p *Policy) each(host Host, f func([]grant) bool) bool {
+	for _, exact := range []map[string][]grant{p.hosts.exact, p.endpoints} {
+		if grants, ok := exact[host.name]; ok && !f(grants) {
+			return false
 		}
-		if g, ok := p.wildcard[parent]; ok && !f(g) {
-			return
-		}
-		name = parent
 	}
+	return p.hosts.above(host, f)
 }
 
 // speaks tells whether a refused client on this port is read for its first
@@ -265,39 +275,4 @@ func (p *Policy) speaks(port uint16) bool {
 		return true
 	}
 	return p != nil && (p.checked[port] || p.spec.Mode == ModeObserve)
-}
-
-// blockList is the operator's list of names that no policy opens.
-type blockList struct{ exact, wildcard map[string]bool }
-
-func newBlockList(entries []string) (blockList, error) {
-	b := blockList{map[string]bool{}, map[string]bool{}}
-	for _, raw := range entries {
-		e, err := ParseEntry(raw)
-		if err != nil {
-			return b, fmt.Errorf("block list: %w", err)
-		}
-		if e.Wildcard {
-			b.wildcard[e.Host.name] = true
-		} else {
-			b.exact[e.Host.name] = true
-		}
-	}
-	return b, nil
-}
-
-func (b blockList) has(host Host) bool {
-	if b.exact[host.name] {
-		return true
-	}
-	for name := host.name; ; {
-		_, parent, ok := strings.Cut(name, ".")
-		if !ok {
-			return false
-		}
-		if b.wildcard[parent] {
-			return true
-		}
-		name = parent
-	}
 }

@@ -3,10 +3,10 @@ package egress
 import (
 	"encoding/json"
 	"fmt"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
 )
 
 func mustHost(t testing.TB, name string) Host {
@@ -14,6 +14,15 @@ func mustHost(t testing.TB, name string) Host {
 	h, err := Canonical(name)
 	if err != nil {
 		t.Fatal(err)
+	}
+	return h
+}
+
+// testHost is a host for a table, of a name that is one.
+func testHost(name string) Host {
+	h, err := Canonical(name)
+	if err != nil {
+		panic(err)
 	}
 	return h
 }
@@ -57,11 +66,11 @@ func TestMatching(t *testing.T) {
 	for _, tt := range tests {
 		p := mustCompile(t, Spec{Mode: ModeLimited, AllowedHosts: tt.entries})
 		for _, port := range []int{80, 443} {
-			if _, got := p.Allows(mustHost(t, tt.host), port); got != tt.want {
+			if _, got := p.Allows(SourceSandbox, mustHost(t, tt.host), port); got != tt.want {
 				t.Errorf("%s: %q allow %s:%d: %v, want %v", tt.number, tt.entries, tt.host, port, got, tt.want)
 			}
 		}
-		if _, ok := p.Allows(mustHost(t, tt.host), 8080); ok {
+		if _, ok := p.Allows(SourceSandbox, mustHost(t, tt.host), 8080); ok {
 			t.Errorf("%s: port 8080 is open", tt.number)
 		}
 	}
@@ -70,10 +79,10 @@ func TestMatching(t *testing.T) {
 func TestEndpointsAndModes(t *testing.T) {
 	t.Parallel()
 	spec := Spec{Mode: ModeLimited, AllowedHosts: []string{"*.example.com"}, Endpoints: []Endpoint{
-		{Host: "mcp.example.org", Port: 8443, Rule: "mcp:one"},
-		{Host: "packages.example.org", Rule: "registry:npm"},
-		{Host: "git.example.com", Port: 22, Rule: "operator", Raw: true},
-		{Host: "x.example.com", Port: 443, Rule: "operator", Raw: true},
+		{Host: testHost("mcp.example.org"), Port: 8443, Rule: "mcp:one"},
+		{Host: testHost("packages.example.org"), Rule: "registry:npm"},
+		{Host: testHost("git.example.com"), Port: 22, Rule: "operator", Raw: true},
+		{Host: testHost("x.example.com"), Port: 443, Rule: "operator", Raw: true},
 	}}
 	p := mustCompile(t, spec)
 	tests := []struct {
@@ -108,8 +117,8 @@ func TestEndpointsAndModes(t *testing.T) {
 	if err := json.Unmarshal(data, &again); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(spec, again); diff != "" {
-		t.Errorf("the policy's JSON is not its spec:\n%s", diff)
+	if !mustCompile(t, again).Equal(p) {
+		t.Errorf("the policy's JSON is not its spec: %s", data)
 	}
 
 	u := mustCompile(t, Spec{Mode: ModeUnrestricted})
@@ -133,15 +142,87 @@ func TestCompileRefuses(t *testing.T) {
 		{Mode: "open"},
 		{Mode: ModeLimited, AllowedHosts: []string{"ok.example", "*"}},
 		{Mode: ModeBuild, AllowedHosts: []string{"ok.example"}}, // E272
-		{Mode: ModeLimited, Endpoints: []Endpoint{{Host: "*.example.com", Rule: "mcp:x"}}},
-		{Mode: ModeLimited, Endpoints: []Endpoint{{Host: "10.0.0.1", Rule: "mcp:x"}}},
-		{Mode: ModeLimited, Endpoints: []Endpoint{{Host: "a.example", Port: 70000, Rule: "mcp:x"}}},
-		{Mode: ModeLimited, Endpoints: []Endpoint{{Host: "a.example", Port: -1, Rule: "mcp:x"}}},
-		{Mode: ModeLimited, Endpoints: []Endpoint{{Host: "a.example"}}},
+		{Mode: ModeLimited, Endpoints: []Endpoint{{Rule: "mcp:x"}}},
+		{Mode: ModeLimited, Endpoints: []Endpoint{{Host: testHost("a.example"), Port: 70000, Rule: "mcp:x"}}},
+		{Mode: ModeLimited, Endpoints: []Endpoint{{Host: testHost("a.example"), Port: -1, Rule: "mcp:x"}}},
+		{Mode: ModeLimited, Endpoints: []Endpoint{{Host: testHost("a.example")}}},
 	} {
 		if _, err := Compile(s); err == nil {
 			t.Errorf("Compile(%+v): no error", s)
 		}
+	}
+}
+
+// Endpoints of stored policies are hosts, or the policy is refused.
+func TestStoredEndpoints(t *testing.T) {
+	t.Parallel()
+	read := func(host string) (*Policy, error) {
+		var s Spec
+		if err := json.Unmarshal([]byte(`{"mode":"limited","endpoints":[{`+host+`"rule":"mcp:x"}]}`), &s); err != nil {
+			return nil, err
+		}
+		return Compile(s)
+	}
+	for _, host := range []string{`"host":"*.example.com",`, `"host":"10.0.0.1",`, `"host":"",`, `"host":null,`, ``, `"host":"a b",`} {
+		if _, err := read(host); err == nil {
+			t.Errorf("%s was compiled", host)
+		}
+	}
+	p, err := read(`"host":"MCP.example.com.",`) // as an older server may have written it
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rule, ok := p.Allows(SourceMCP, mustHost(t, "mcp.example.com"), 443); !ok || rule != "mcp:x" {
+		t.Errorf("%q %t", rule, ok)
+	}
+}
+
+// A policy with more endpoints is a policy of its own, the same as if all of it
+// had been compiled at once.
+func TestPolicyWith(t *testing.T) {
+	t.Parallel()
+	spec := Spec{Mode: ModeLimited, AllowedHosts: []string{"a.example.com", "*.b.example.com"}, Endpoints: []Endpoint{{Host: testHost("m.example.com"), Rule: "mcp:m"}}}
+	more := []Endpoint{{Host: testHost("a.example.com"), Port: 8443, Rule: "registry:npm"}, {Host: testHost("m.example.com"), Port: 8443, Rule: "registry:npm"}}
+	other := []Endpoint{{Host: testHost("a.example.com"), Port: 9443, Rule: "registry:pip"}, {Host: testHost("m.example.com"), Port: 9443, Rule: "registry:pip"}}
+	base := mustCompile(t, spec)
+	with := func(endpoints []Endpoint) *Policy {
+		t.Helper()
+		p, err := base.With(endpoints...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	first, second := with(more), with(other)
+	all := spec
+	all.Endpoints = append(slices.Clone(spec.Endpoints), more...)
+	if !first.Equal(mustCompile(t, all)) || !reflect.DeepEqual(first, mustCompile(t, all)) {
+		t.Errorf("not what Compile makes of the same: %+v", first)
+	}
+	if first.Equal(base) || first.Equal(second) || !base.Equal(mustCompile(t, spec)) || !with(nil).Equal(base) {
+		t.Error("policies are equal that are not, or the other way round")
+	}
+	for _, host := range []string{"a.example.com", "m.example.com"} {
+		for port, want := range map[int]*Policy{8443: first, 9443: second} {
+			for _, p := range []*Policy{base, first, second} {
+				if _, ok := p.Allows(SourceSandbox, mustHost(t, host), port); ok != (p == want) || p.speaks(uint16(port)) != (p == want) {
+					t.Errorf("%s:%d is open: %t", host, port, ok)
+				}
+			}
+		}
+	}
+	if got := fmt.Sprint(first.exact); got != "[a.example.com m.example.com]" {
+		t.Errorf("names with an address from the start: %s", got)
+	}
+	if _, ok := first.Allows(SourceWebTool, mustHost(t, "a.example.com"), 8443); ok {
+		t.Error("a registry is open to a web tool")
+	}
+	if _, err := base.With(Endpoint{Host: testHost("a.example.com")}); err == nil {
+		t.Error("an endpoint without a rule was taken")
+	}
+	none := mustCompile(t, Spec{Mode: ModeLimited})
+	if !none.Equal(mustCompile(t, Spec{Mode: ModeLimited, AllowedHosts: []string{}, Endpoints: []Endpoint{}})) || none.Equal(nil) || !(*Policy)(nil).Equal(nil) {
+		t.Error("an empty list is not as none, or no policy is as an empty one")
 	}
 }
 
@@ -151,14 +232,14 @@ func TestDuplicateEntries(t *testing.T) {
 	a := mustCompile(t, Spec{Mode: ModeLimited, AllowedHosts: []string{"a.example", "*.b.example", "A.example."}})
 	b := mustCompile(t, Spec{Mode: ModeLimited, AllowedHosts: []string{"*.b.example", "a.example"}})
 	for _, host := range []string{"a.example", "b.example", "c.b.example", "x.a.example"} {
-		_, x := a.Allows(mustHost(t, host), 443)
-		_, y := b.Allows(mustHost(t, host), 443)
+		_, x := a.Allows(SourceSandbox, mustHost(t, host), 443)
+		_, y := b.Allows(SourceSandbox, mustHost(t, host), 443)
 		if x != y {
 			t.Errorf("%s: %v and %v", host, x, y)
 		}
 	}
-	if len(a.hosts) != 1 {
-		t.Errorf("hosts: %v", a.hosts)
+	if len(a.exact) != 1 {
+		t.Errorf("hosts: %v", a.exact)
 	}
 }
 
@@ -193,10 +274,10 @@ func bigSpec() Spec {
 func TestE166ManyEntries(t *testing.T) {
 	t.Parallel()
 	p := mustCompile(t, bigSpec())
-	if _, ok := p.Allows(mustHost(t, "a.b.zone4999.example.org"), 443); !ok {
+	if _, ok := p.Allows(SourceSandbox, mustHost(t, "a.b.zone4999.example.org"), 443); !ok {
 		t.Error("last wildcard does not match")
 	}
-	if _, ok := p.Allows(mustHost(t, "host5000.example.com"), 443); ok {
+	if _, ok := p.Allows(SourceSandbox, mustHost(t, "host5000.example.com"), 443); ok {
 		t.Error("an unlisted host matches")
 	}
 }

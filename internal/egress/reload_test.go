@@ -101,8 +101,8 @@ func TestOperatorPorts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	limited := mustCompile(t, Spec{Mode: ModeLimited, AllowedHosts: []string{"*.example.com"}, Endpoints: []Endpoint{{Host: "other.example.net", Rule: "registry:npm"}}})
-	build := mustCompile(t, Spec{Mode: ModeBuild, Endpoints: []Endpoint{{Host: "reg.example.com", Rule: "registry:npm"}}})
+	limited := mustCompile(t, Spec{Mode: ModeLimited, AllowedHosts: []string{"*.example.com"}, Endpoints: []Endpoint{{Host: testHost("other.example.net"), Rule: "registry:npm"}}})
+	build := mustCompile(t, Spec{Mode: ModeBuild, Endpoints: []Endpoint{{Host: testHost("reg.example.com"), Rule: "registry:npm"}}})
 	open := mustCompile(t, Spec{Mode: ModeUnrestricted})
 	for _, tt := range []struct {
 		policy *Policy
@@ -213,7 +213,7 @@ func TestE256Port25(t *testing.T) {
 		c.Exempt = []Exemption{{"mail.example.com", netip.MustParsePrefix("10.1.2.0/24"), []int{25}}, {"web.example.com", netip.MustParsePrefix("10.1.2.0/24"), nil}}
 	})
 	r := g.rules.Load()
-	endpoints := []Endpoint{{Host: "mail.example.com", Port: 25, Rule: "mcp:mail"}, {Host: "any.example.com", Port: 25, Rule: "mcp:any", Raw: true}}
+	endpoints := []Endpoint{{Host: testHost("mail.example.com"), Port: 25, Rule: "mcp:mail"}, {Host: testHost("any.example.com"), Port: 25, Rule: "mcp:any", Raw: true}}
 	closed := verdict{reason: ReasonPortNotAllowed}
 	for _, tt := range []struct {
 		host string

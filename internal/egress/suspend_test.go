@@ -57,8 +57,8 @@ func TestE225Suspend(t *testing.T) {
 	if code, _, _, err := b.get("http://ok.example.com/"); err != nil || code != 403 {
 		t.Errorf("a host of the older policy: %d %v", code, err)
 	}
-	if meta, spec, err := g.Describe("h"); err != nil || meta.SessionID != "h" || spec.AllowedHosts[0] != "two.example.com" {
-		t.Errorf("%+v %+v %v", meta, spec, err)
+	if meta, policy, err := g.Describe("h"); err != nil || meta.SessionID != "h" || policy.Spec().AllowedHosts[0] != "two.example.com" {
+		t.Errorf("%+v %+v %v", meta, policy, err)
 	}
 
 	// Another server finds it suspended, or half suspended, and goes on. A connection

@@ -288,7 +288,7 @@ func TestE091HalfClose(t *testing.T) {
 	}()
 	port := l.Addr().(*net.TCPAddr).Port
 	w.know("raw.example.com", port)
-	b := w.open(w.gateway(nil), "h", Spec{Mode: ModeLimited, Endpoints: []Endpoint{{Host: "raw.example.com", Port: port, Rule: "operator", Raw: true}}})
+	b := w.open(w.gateway(nil), "h", Spec{Mode: ModeLimited, Endpoints: []Endpoint{{Host: testHost("raw.example.com"), Port: port, Rule: "operator", Raw: true}}})
 	client := b.to("raw.example.com", port).(*net.TCPConn)
 	server := <-conns
 	if _, err := io.WriteString(client, "question"); err != nil {
@@ -355,7 +355,7 @@ func TestE190Unreachable(t *testing.T) {
 	w := newWorld(t)
 	w.know("down.example.com", 80, 443, 8443)
 	b := w.open(w.gateway(nil), "r", Spec{Mode: ModeLimited, AllowedHosts: []string{"gone.example.com"},
-		Endpoints: []Endpoint{{Host: "down.example.com", Port: 8443, Rule: "mcp:x"}}})
+		Endpoints: []Endpoint{{Host: testHost("down.example.com"), Port: 8443, Rule: "mcp:x"}}})
 	out, err := raw(b.to("down.example.com", 8443), "GET / HTTP/1.1\r\nHost: down.example.com:8443\r\nConnection: close\r\n\r\n")
 	if err != nil || !strings.HasPrefix(out, "HTTP/1.1 502 ") {
 		t.Errorf("got %q %v", out, err)

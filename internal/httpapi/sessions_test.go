@@ -122,7 +122,7 @@ func TestSessionSnapshot(t *testing.T) {
 		t.Errorf("config %+v", config)
 	}
 	var ends []string
-	for _, e := range config.MCPEndpoints {
+	for _, e := range config.Policy.Spec().Endpoints {
 		ends = append(ends, fmt.Sprintf("%s:%d %s", e.Host, e.Port, e.Rule))
 	}
 	if diff := cmp.Diff([]string{"mcp.example.com:443 mcp:a", "b.example.com:8080 mcp:b"}, ends); diff != "" {

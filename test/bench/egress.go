@@ -214,7 +214,7 @@ func (b *bench) decisions() group {
 				break
 			}
 			start := time.Now()
-			p.Allows(host, 443)
+			p.Allows(egress.SourceSandbox, host, 443)
 			s.Millis = append(s.Millis, float64(time.Since(start).Nanoseconds())/1000)
 		}
 	}

@@ -21,7 +21,7 @@ func TestDNS(t *testing.T) {
 	for mode, spec := range map[string]egress.Spec{
 		"L": limited("ok.example.com", "*.wild.example.com"),
 		"U": {Mode: egress.ModeUnrestricted},
-		"B": {Mode: egress.ModeBuild, Endpoints: []egress.Endpoint{{Host: "ok.example.com", Rule: "registry:pip"}}},
+		"B": {Mode: egress.ModeBuild, Endpoints: []egress.Endpoint{{Host: hostName("ok.example.com"), Rule: "registry:pip"}}},
 	} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()

@@ -29,7 +29,7 @@ func allModes() map[string]egress.Spec {
 	return map[string]egress.Spec{
 		"L": limited("ok.example.com", "boom.example.com"),
 		"U": {Mode: egress.ModeUnrestricted},
-		"B": {Mode: egress.ModeBuild, Endpoints: []egress.Endpoint{{Host: "ok.example.com", Rule: "registry:pip"}, {Host: "boom.example.com", Rule: "registry:pip"}}},
+		"B": {Mode: egress.ModeBuild, Endpoints: []egress.Endpoint{{Host: hostName("ok.example.com"), Rule: "registry:pip"}, {Host: hostName("boom.example.com"), Rule: "registry:pip"}}},
 	}
 }
 

@@ -33,7 +33,7 @@ func guardSpec(mode string) egress.Spec {
 	case "B":
 		spec := egress.Spec{Mode: egress.ModeBuild}
 		for _, n := range guardNames() {
-			spec.Endpoints = append(spec.Endpoints, egress.Endpoint{Host: n, Rule: "registry:pip"})
+			spec.Endpoints = append(spec.Endpoints, egress.Endpoint{Host: hostName(n), Rule: "registry:pip"})
 		}
 		return spec
 	}

@@ -2,6 +2,7 @@ package security
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -147,10 +148,13 @@ func policyReplaced(t *testing.T, s *stand) {
 	})
 	s.try(t, "E195", func(c *attempt) {
 		s.change(c, one)
-		for _, bad := range []egress.Spec{limited("*"), limited("https://x"), {Mode: "open"}, {Mode: egress.ModeLimited, Endpoints: []egress.Endpoint{{Host: "127.0.0.1", Rule: "mcp:x"}}}} {
+		for _, bad := range []egress.Spec{limited("*"), limited("https://x"), {Mode: "open"}, {Mode: egress.ModeLimited, Endpoints: []egress.Endpoint{{Rule: "mcp:x"}}}} {
 			if _, err := egress.Compile(bad); err == nil {
 				c.Errorf("%+v was compiled", bad)
 			}
+		}
+		if err := json.Unmarshal([]byte(`{"mode":"limited","endpoints":[{"host":"127.0.0.1","rule":"mcp:x"}]}`), &egress.Spec{}); err == nil {
+			c.Error("an address was taken for a host")
 		}
 		if err := s.gw.Update(context.Background(), s.id, nil); err == nil {
 			c.Error("no policy was installed")
@@ -165,7 +169,7 @@ func policyReplaced(t *testing.T, s *stand) {
 	})
 	s.try(t, "E205", func(c *attempt) {
 		spec := limited("ok.example.com")
-		spec.Endpoints = []egress.Endpoint{{Host: "mcp.example.com", Rule: "mcp:x"}, {Host: "reg.example.com", Rule: "registry:pip"}}
+		spec.Endpoints = []egress.Endpoint{{Host: hostName("mcp.example.com"), Rule: "mcp:x"}, {Host: hostName("reg.example.com"), Rule: "registry:pip"}}
 		s.change(c, spec)
 		client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: s.gw.Dialer(egress.Client{ID: s.id, Source: egress.SourceWebTool})}}
 		get := func(host string) string {
@@ -212,7 +216,7 @@ func policyReplaced(t *testing.T, s *stand) {
 
 func policyEndpoints(t *testing.T, s *stand) {
 	s.try(t, "E199", func(c *attempt) {
-		s.change(c, egress.Spec{Mode: egress.ModeLimited, Endpoints: []egress.Endpoint{{Host: "mcp.example.com", Port: 8443, Rule: "mcp:tools"}}})
+		s.change(c, egress.Spec{Mode: egress.ModeLimited, Endpoints: []egress.Endpoint{{Host: hostName("mcp.example.com"), Port: 8443, Rule: "mcp:tools"}}})
 		address := c.address("mcp.example.com")
 		r := c.do(wire.Request{Op: "talk", Address: at(address, 8443), TLS: tlsAs("mcp.example.com"), Data: []byte(httpGet("mcp.example.com:8443"))})
 		c.wantStatus(r, "200")
@@ -224,7 +228,7 @@ func policyEndpoints(t *testing.T, s *stand) {
 	})
 	s.try(t, "E200", func(c *attempt) {
 		s.change(c, egress.Spec{Mode: egress.ModeLimited, Endpoints: []egress.Endpoint{
-			{Host: "pip.example.com", Port: 443, Rule: "registry:pip"}, {Host: "npm.example.com", Port: 8080, Rule: "registry:npm"}}})
+			{Host: hostName("pip.example.com"), Port: 443, Rule: "registry:pip"}, {Host: hostName("npm.example.com"), Port: 8080, Rule: "registry:npm"}}})
 		r := c.do(wire.Request{Op: "talk", Address: at(c.address("pip.example.com"), 443), TLS: tlsAs("pip.example.com"), Data: []byte(httpGet("pip.example.com"))})
 		c.wantStatus(r, "200")
 		c.passed("tls ok pip.example.com:443 by registry:pip", "GET https pip.example.com/ 0")
@@ -253,7 +257,7 @@ func policyEndpoints(t *testing.T, s *stand) {
 func TestBuilds(t *testing.T) {
 	t.Parallel()
 	spec := egress.Spec{Mode: egress.ModeBuild, Endpoints: []egress.Endpoint{
-		{Host: "pip.example.com", Rule: "registry:pip"}, {Host: "inside.example.com", Rule: "registry:npm"}, {Host: "private.example.com", Rule: "registry:npm"}}}
+		{Host: hostName("pip.example.com"), Rule: "registry:pip"}, {Host: hostName("inside.example.com"), Rule: "registry:npm"}, {Host: hostName("private.example.com"), Rule: "registry:npm"}}}
 	everywhere(t, "B", spec, func(c *egress.Config) {
 		quick(c)
 		c.Exempt = []egress.Exemption{{Host: "inside.example.com", CIDR: netip.MustParsePrefix("10.6.0.0/16"), Ports: []int{80}}}
@@ -284,7 +288,7 @@ func TestBuilds(t *testing.T) {
 			c.upstream("GET http pip.example.com/redirect/storage.example.net 0")
 			c.asked("pip.example.com")
 			with := spec
-			with.Endpoints = append([]egress.Endpoint{{Host: "storage.example.net", Rule: "registry:pip"}}, spec.Endpoints...)
+			with.Endpoints = append([]egress.Endpoint{{Host: hostName("storage.example.net"), Rule: "registry:pip"}}, spec.Endpoints...)
 			s.change(c, with)
 			c.works("storage.example.net", "registry:pip")
 			s.change(c, spec)

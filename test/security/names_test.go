@@ -178,7 +178,7 @@ func TestEntries(t *testing.T) {
 		for _, name := range []string{"example.com", "Example.COM"} {
 			if h, err := egress.Canonical(name); err != nil {
 				t.Error(err)
-			} else if _, ok := p.Allows(h, 443); !ok {
+			} else if _, ok := p.Allows(egress.SourceSandbox, h, 443); !ok {
 				t.Errorf("%s is not allowed", name)
 			}
 		}
@@ -218,7 +218,7 @@ func TestEntries(t *testing.T) {
 		start = time.Now()
 		const n = 10_000
 		for range n {
-			if rule, ok := p.Allows(h, 443); !ok || rule != "allowed_hosts[9999]" {
+			if rule, ok := p.Allows(egress.SourceSandbox, h, 443); !ok || rule != "allowed_hosts[9999]" {
 				t.Fatalf("%s %v", rule, ok)
 			}
 		}
@@ -237,8 +237,8 @@ func TestEntries(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				_, one := p.Allows(h, 443)
-				if _, two := q.Allows(h, 443); one != two {
+				_, one := p.Allows(egress.SourceSandbox, h, 443)
+				if _, two := q.Allows(egress.SourceSandbox, h, 443); one != two {
 					t.Errorf("%q and %q do not agree about %s", hosts, mixed, name)
 				}
 			}

@@ -530,3 +530,12 @@ func eventually(t testing.TB, what string, ok func() bool) {
 		}
 	}
 }
+
+// hostName is a host for a table, of a name that is one.
+func hostName(name string) egress.Host {
+	h, err := egress.Canonical(name)
+	if err != nil {
+		panic(err)
+	}
+	return h
+}

@@ -21,7 +21,7 @@ import (
 func TestTLS(t *testing.T) {
 	t.Parallel()
 	spec := limited("ok.example.com", "two.example.com", "wrong.example.com", "old.example.com", "hrr.example.com")
-	spec.Endpoints = []egress.Endpoint{{Host: "db.example.com", Port: 5432, Rule: "operator", Raw: true}}
+	spec.Endpoints = []egress.Endpoint{{Host: hostName("db.example.com"), Port: 5432, Rule: "operator", Raw: true}}
 	everywhere(t, "L", spec, func(c *egress.Config) {
 		quick(c)
 		c.Limits.Hello = 3 * time.Second

@@ -219,3 +219,12 @@ func run(t *testing.T, s *toolset.Session, call toolset.Call, input any) (text s
 	}
 	return strings.Join(words, "\n"), others, r
 }
+
+// hostName is a host for a table, of a name that is one.
+func hostName(name string) egress.Host {
+	h, err := egress.Canonical(name)
+	if err != nil {
+		panic(err)
+	}
+	return h
+}

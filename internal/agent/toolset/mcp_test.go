@@ -108,7 +108,7 @@ func mcpTools(port int, path string, configs ...api.ToolConfig) ([]api.Tool, []a
 
 // mcpPolicy opens the server as an agent's endpoint.
 func mcpPolicy(t *testing.T, port int) *egress.Policy {
-	return compile(t, egress.Spec{Mode: egress.ModeLimited, Endpoints: []egress.Endpoint{{Host: "mcp.example.com", Port: port, Rule: "mcp:my server"}}})
+	return compile(t, egress.Spec{Mode: egress.ModeLimited, Endpoints: []egress.Endpoint{{Host: hostName("mcp.example.com"), Port: port, Rule: "mcp:my server"}}})
 }
 
 func TestMCP(t *testing.T) {

@@ -143,8 +143,9 @@ type SessionConfig struct {
 	Tools []api.Tool
 	// MCPServers are those of the session's agent.
 	MCPServers []api.MCPServer
-	// Web is what web_fetch and web_search may reach: the environment's
-	// allowed_hosts alone under limited. Nil means nothing.
+	// Web is the session's policy. web_fetch and web_search may reach what it
+	// opens to [egress.SourceWebTool]: the environment's allowed_hosts alone under
+	// limited. Nil means nothing.
 	Web *egress.Policy
 	// DialWeb and DialMCP make the connections; nil means that none is made.
 	DialWeb, DialMCP Dial

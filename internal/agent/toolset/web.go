@@ -128,7 +128,7 @@ func (s site) check(u *url.URL) error {
 	if u.Scheme == "https" && port != 443 || u.Scheme == "http" && port != 80 {
 		u.Host = net.JoinHostPort(host.name.String(), strconv.Itoa(port))
 	}
-	if _, ok := s.policy.Allows(host.name, port); !ok {
+	if _, ok := s.policy.Allows(egress.SourceWebTool, host.name, port); !ok {
 		return s.deny(host.name.String(), port, "", "%s (port %d) is not in the allowed_hosts of this session's environment", host.name, port)
 	}
 	return s.checkLists(host.name.String(), host, port, plain)

@@ -71,7 +71,7 @@ func site(t *testing.T) http.Handler {
 func TestFetch(t *testing.T) {
 	w := newWorld(t, true, site(t), "web.example.com", "other.example.com", "sub.web.example.com", "blocked.example.com")
 	policy := compile(t, egress.Spec{Mode: egress.ModeLimited, AllowedHosts: []string{"web.example.com", "*.web.example.com", "other.example.com"},
-		Endpoints: []egress.Endpoint{{Host: "endpoint.example.com", Rule: "mcp:x"}}})
+		Endpoints: []egress.Endpoint{{Host: hostName("endpoint.example.com"), Rule: "mcp:x"}}})
 	box := &memoryBox{}
 	s := open(t, toolset.Config{}, toolset.SessionConfig{Tools: agentToolset(), Web: policy, DialWeb: w.dial(egress.SourceWebTool, policy), Box: box})
 	const web = "http://web.example.com"
@@ -168,7 +168,7 @@ func TestFetchConfig(t *testing.T) {
 	if got := fetch(open(public, api.ToolConfig{MaxContentTokens: &ten}), "http://web.example.com/long"); !strings.HasSuffix(got, "\n\n"+strings.Repeat("word ", 8)+"\n[content truncated to about 10 tokens]") {
 		t.Errorf("ten tokens: %q", got)
 	}
-	for name, policy := range map[string]*egress.Policy{"empty": compile(t, egress.Spec{Mode: egress.ModeLimited, Endpoints: []egress.Endpoint{{Host: "web.example.com", Rule: "registry:x"}}}), "none": nil} {
+	for name, policy := range map[string]*egress.Policy{"empty": compile(t, egress.Spec{Mode: egress.ModeLimited, Endpoints: []egress.Endpoint{{Host: hostName("web.example.com"), Rule: "registry:x"}}}), "none": nil} {
 		if got := fetch(open(policy, api.ToolConfig{}), "http://web.example.com/plain"); got != "web_fetch: url_not_allowed: this session's environment allows no web hosts" {
 			t.Errorf("%s policy: %q", name, got)
 		}

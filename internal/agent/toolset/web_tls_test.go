@@ -153,7 +153,7 @@ func TestMCPOverTLS(t *testing.T) {
 	// The server's library refuses names that are not its listener's, to keep browsers out.
 	handler := mcp.NewStreamableHTTPHandler(func(*http.Request) *mcp.Server { return server }, &mcp.StreamableHTTPOptions{DisableLocalhostProtection: true})
 	w, roots := newTLSWorld(t, handler, []string{"mcp.example.com"}, nil)
-	policy := compile(t, egress.Spec{Mode: egress.ModeLimited, Endpoints: []egress.Endpoint{{Host: "mcp.example.com", Port: 443, Rule: "mcp:my server"}}})
+	policy := compile(t, egress.Spec{Mode: egress.ModeLimited, Endpoints: []egress.Endpoint{{Host: hostName("mcp.example.com"), Port: 443, Rule: "mcp:my server"}}})
 	tools, servers := mcpTools(443, "/")
 	servers[0].URL = "https://mcp.example.com/"
 	for name, known := range map[string]*x509.CertPool{"known": roots, "unknown": nil} {

@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -385,65 +384,6 @@ func (c *Config) roots() (*x509.CertPool, error) {
 		pool.AppendCertsFromPEM(a.PEM())
 	}
 	return pool, nil
-}
-
-func (e *EgressConfig) validate() error {
-	var errs []error
-	if _, err := e.exemptions(); err != nil {
-		errs = append(errs, err)
-	}
-	if _, err := e.denied(); err != nil {
-		errs = append(errs, err)
-	}
-	if _, err := e.resolver(); err != nil {
-		errs = append(errs, err)
-	}
-	for i, host := range e.BlockHosts {
-		if _, err := egress.ParseEntry(host); err != nil {
-			errs = append(errs, fmt.Errorf("egress.block_hosts[%d]: %w", i, err))
-		}
-	}
-	return errors.Join(append(errs, e.validatePorts(), e.Limits.validate())...)
-}
-
-// exemptions returns the exemptions as the gateway takes them.
-func (e *EgressConfig) exemptions() ([]egress.Exemption, error) {
-	var out []egress.Exemption
-	var errs []error
-	for i, x := range e.Exempt {
-		bad := func(format string, args ...any) {
-			errs = append(errs, fmt.Errorf("egress.exempt[%d]: "+format, append([]any{i}, args...)...))
-		}
-		if _, err := egress.Canonical(x.Host); err != nil {
-			bad("host %q: %w", x.Host, err)
-		}
-		cidr, err := netip.ParsePrefix(x.CIDR)
-		if err != nil {
-			bad("cidr: %q is not a range like 10.1.2.0/24", x.CIDR)
-		}
-		for _, port := range x.Ports {
-			if port < 1 || port > 65535 {
-				bad("ports: %d is not a port", port)
-			}
-		}
-		out = append(out, egress.Exemption{Host: x.Host, CIDR: cidr, Ports: x.Ports})
-	}
-	return out, errors.Join(errs...)
-}
-
-// denied returns the ranges of DenyCIDRs.
-func (e *EgressConfig) denied() ([]netip.Prefix, error) {
-	var out []netip.Prefix
-	var errs []error
-	for i, text := range e.DenyCIDRs {
-		cidr, err := netip.ParsePrefix(text)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("egress.deny_cidrs[%d]: %q is not a range like 203.0.113.0/24", i, text))
-			continue
-		}
-		out = append(out, cidr)
-	}
-	return out, errors.Join(errs...)
 }
 
 // limits are those of one install's sandbox.

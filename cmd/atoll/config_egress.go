@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"reflect"
 	"strings"
 	"time"
@@ -98,43 +99,33 @@ func (l EgressLimits) validate() error {
 	return errors.Join(errs...)
 }
 
-// validatePorts checks what names ports, and ech.
-func (e *EgressConfig) validatePorts() error {
-	var errs []error
-	for i, port := range e.BlockPorts {
-		if port < 1 || port > 65535 {
-			errs = append(errs, fmt.Errorf("egress.block_ports[%d]: %d is not a port", i, port))
-		}
-	}
-	for i, o := range e.OpenPorts {
-		if _, err := egress.ParseEntry(o.Host); err != nil {
-			errs = append(errs, fmt.Errorf("egress.open_ports[%d]: %w", i, err))
-		}
-		if len(o.Ports) == 0 {
-			errs = append(errs, fmt.Errorf("egress.open_ports[%d]: no port", i))
-		}
-		for _, port := range o.Ports {
-			switch {
-			case port < 1 || port > 65535:
-				errs = append(errs, fmt.Errorf("egress.open_ports[%d]: %d is not a port", i, port))
-			case port == 80 || port == 443:
-				errs = append(errs, fmt.Errorf("egress.open_ports[%d]: %d is open on allowed hosts, and what speaks there is checked", i, port))
-			case port == 25:
-				errs = append(errs, fmt.Errorf("egress.open_ports[%d]: 25 takes an exemption of the host and its address", i))
-			}
-		}
-	}
+// validate returns everything that is wrong with the settings. What the gateway
+// takes as it stands here, it checks itself.
+func (e *EgressConfig) validate() error {
+	config, err := e.gatewayConfig()
+	errs := []error{err, config.Validate(), e.Limits.validate()}
 	if e.ECH != "" && e.ECH != echRefuse && e.ECH != echAllow {
 		errs = append(errs, fmt.Errorf("egress.ech: %q is not refuse or allow", e.ECH))
 	}
 	return errors.Join(errs...)
 }
 
-// openPorts returns the opened ports as the gateway takes them.
-func (e *EgressConfig) openPorts() []egress.OpenPort {
-	out := make([]egress.OpenPort, 0, len(e.OpenPorts))
-	for _, o := range e.OpenPorts {
-		out = append(out, egress.OpenPort{Host: o.Host, Ports: o.Ports})
+// gatewayConfig is what the configuration says about the egress gateway. The
+// caller adds its directory and, where it serves, the rest. What is no range of
+// addresses becomes the zero one, which the gateway refuses.
+func (e *EgressConfig) gatewayConfig() (egress.Config, error) {
+	resolver, err := e.resolver()
+	out := egress.Config{BlockHosts: e.BlockHosts, BlockPorts: e.BlockPorts, AllowECH: e.ECH == echAllow, Resolver: resolver, Limits: e.Limits.limits()}
+	for _, text := range e.DenyCIDRs {
+		cidr, _ := netip.ParsePrefix(text)
+		out.DenyCIDRs = append(out.DenyCIDRs, cidr)
 	}
-	return out
+	for _, x := range e.Exempt {
+		cidr, _ := netip.ParsePrefix(x.CIDR)
+		out.Exempt = append(out.Exempt, egress.Exemption{Host: x.Host, CIDR: cidr, Ports: x.Ports})
+	}
+	for _, o := range e.OpenPorts {
+		out.OpenPorts = append(out.OpenPorts, egress.OpenPort{Host: o.Host, Ports: o.Ports})
+	}
+	return out, err
 }

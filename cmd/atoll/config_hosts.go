@@ -58,24 +58,3 @@ func (e *EgressConfig) resolver() (egress.Resolver, error) {
 	}
 	return out, errors.Join(errs...)
 }
-
-// gatewayConfig is what the configuration says about the egress gateway. The
-// caller adds its directory and, where it serves, the rest.
-func (c *Config) gatewayConfig() (egress.Config, error) {
-	exempt, err := c.Egress.exemptions()
-	if err != nil {
-		return egress.Config{}, err
-	}
-	deny, err := c.Egress.denied()
-	if err != nil {
-		return egress.Config{}, err
-	}
-	resolver, err := c.Egress.resolver()
-	if err != nil {
-		return egress.Config{}, err
-	}
-	return egress.Config{
-		DenyCIDRs: deny, Exempt: exempt, BlockHosts: c.Egress.BlockHosts, BlockPorts: c.Egress.BlockPorts, OpenPorts: c.Egress.openPorts(),
-		AllowECH: c.Egress.ECH == echAllow, Resolver: resolver, Limits: c.Egress.Limits.limits(),
-	}, nil
-}

@@ -54,12 +54,12 @@ func checkEgressSettings(_ context.Context, cfg Config) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	exempt, err := cfg.Egress.exemptions()
+	config, err := cfg.Egress.gatewayConfig()
 	if err != nil {
 		return "", err
 	}
 	var risks, words []string
-	for _, e := range exempt {
+	for _, e := range config.Exempt {
 		text := fmt.Sprintf("%s at %s", e.Host, e.CIDR)
 		a := e.CIDR.Addr()
 		switch {

@@ -18,7 +18,7 @@ import (
 // checkEgress makes the network of a session, tries it from the inside, and
 // takes it away again.
 func checkEgress(ctx context.Context, cfg Config) (found string, err error) {
-	config, err := cfg.gatewayConfig()
+	config, err := cfg.Egress.gatewayConfig()
 	if err != nil {
 		return "", err
 	}

@@ -73,7 +73,7 @@ func (r *reloader) reload(ctx context.Context) (done httpapi.AdminReloaded, err 
 	if err != nil {
 		return done, err
 	}
-	gateway, err := next.gatewayConfig()
+	gateway, err := next.Egress.gatewayConfig()
 	if err != nil {
 		return done, err
 	}

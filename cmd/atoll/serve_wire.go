@@ -105,7 +105,7 @@ func (w *wiring) openEngine(context.Context) (err error) {
 }
 
 func (w *wiring) openNetwork(context.Context) error {
-	config, err := w.cfg.gatewayConfig()
+	config, err := w.cfg.Egress.gatewayConfig()
 	if err != nil {
 		return err
 	}

@@ -188,7 +188,7 @@ func withBoxes(ctx context.Context, cfg Config, do func(image.OpenBox) error) (e
 		return fmt.Errorf("opening the sandbox engine: %w", err)
 	}
 	defer func() { err = errors.Join(err, engine.Close()) }()
-	config, err := cfg.gatewayConfig()
+	config, err := cfg.Egress.gatewayConfig()
 	if err != nil {
 		return err
 	}

@@ -1,9 +1,6 @@
 package egress
 
-import (
-	"fmt"
-	"strings"
-)
+import "strings"
 
 // nameIndex finds what was said of a name, and of all names below one, by its
 // labels.
@@ -47,17 +44,5 @@ func (x nameIndex[T]) above(host Host, f func(T) bool) bool {
 
 // blockList is the operator's list of names that no policy opens.
 type blockList struct{ nameIndex[bool] }
-
-func newBlockList(entries []string) (blockList, error) {
-	b := blockList{newNameIndex[bool]()}
-	for _, raw := range entries {
-		e, err := ParseEntry(raw)
-		if err != nil {
-			return b, fmt.Errorf("block list: %w", err)
-		}
-		b.of(e)[e.Host.name] = true
-	}
-	return b, nil
-}
 
 func (b blockList) has(host Host) bool { return !b.each(host, func(bool) bool { return false }) }

@@ -1,6 +1,7 @@
 package egress
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -13,8 +14,8 @@ import (
 type OpenPort struct {
 	// Host is an entry as [ParseEntry] takes it.
 	Host string
-	// Ports, without 80 and 443, which are open and checked, and without 25,
-	// which takes an exemption.
+	// Ports are TCP ports, 1 to 65535, without 80 and 443, which are open and
+	// checked, and without 25, which takes an exemption. Empty is an error.
 	Ports []int
 }
 
@@ -41,11 +42,25 @@ type openPort struct {
 	ports []int
 }
 
-// compileRules makes the rules of the operator's part of a Config, wholly or
-// not at all.
+// Validate checks the operator's settings, which are those that [Gateway.Reload]
+// takes, and returns everything that is wrong with them. Each problem begins with
+// the name of the setting as the configuration of the server has it, like
+// "egress.open_ports[0]".
+func (c Config) Validate() error {
+	_, err := compileRules(c)
+	return err
+}
+
+// compileRules makes the rules of the operator's part of a Config, wholly or not
+// at all. The error joins all problems; see [Config.Validate].
 func compileRules(c Config) (*rules, error) {
+	var errs []error
+	bad := func(setting string, i int, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("egress.%s[%d]: "+format, append([]any{setting, i}, args...)...))
+	}
 	r := &rules{
 		refused:      append(ranges(notPublic()), c.DenyCIDRs...),
+		blocked:      blockList{newNameIndex[bool]()},
 		blockedPorts: map[uint16]bool{},
 		allowECH:     c.AllowECH,
 		resolver:     c.Resolver,
@@ -53,44 +68,71 @@ func compileRules(c Config) (*rules, error) {
 	if r.resolver == nil {
 		r.resolver = &net.Resolver{PreferGo: true}
 	}
-	var err error
-	if r.blocked, err = newBlockList(c.BlockHosts); err != nil {
-		return nil, err
+	for i, cidr := range c.DenyCIDRs {
+		if !cidr.IsValid() {
+			bad("deny_cidrs", i, "not a range like 203.0.113.0/24")
+		}
 	}
-	for _, p := range c.BlockPorts {
-		if p < 1 || p > 65535 {
-			return nil, fmt.Errorf("blocked ports: no such port: %d", p)
+	for i, raw := range c.BlockHosts {
+		entry, err := ParseEntry(raw)
+		if err != nil {
+			bad("block_hosts", i, "%w", err)
+			continue
+		}
+		r.blocked.of(entry)[entry.Host.name] = true
+	}
+	for i, p := range c.BlockPorts {
+		if !isPort(p) {
+			bad("block_ports", i, "%d is not a port", p)
 		}
 		r.blockedPorts[uint16(p)] = true
 	}
 	for i, o := range c.OpenPorts {
 		entry, err := ParseEntry(o.Host)
 		if err != nil {
-			return nil, fmt.Errorf("open port %d: %w", i, err)
+			bad("open_ports", i, "%w", err)
+		}
+		if len(o.Ports) == 0 {
+			bad("open_ports", i, "no port")
 		}
 		for _, p := range o.Ports {
-			if p < 1 || p > 65535 || p == 25 || p == 80 || p == 443 {
-				return nil, fmt.Errorf("open port %d (%s): port %d cannot be opened", i, entry.Host, p)
+			switch {
+			case !isPort(p):
+				bad("open_ports", i, "%d is not a port", p)
+			case p == 80 || p == 443:
+				bad("open_ports", i, "%d is open on allowed hosts, and what speaks there is checked", p)
+			case r.mailRefused(Host{}, netip.Addr{}, uint16(p)):
+				bad("open_ports", i, "%d takes an exemption of the host and its address", p)
 			}
 		}
 		r.open = append(r.open, openPort{entry, slices.Clone(o.Ports)})
 	}
 	for i, e := range c.Exempt {
-		h, err := Canonical(e.Host)
+		host, err := Canonical(e.Host)
 		if err != nil {
-			return nil, fmt.Errorf("exemption %d: %w", i, err)
+			bad("exempt", i, "host %q: %w", e.Host, err)
 		}
 		if !e.CIDR.IsValid() {
-			return nil, fmt.Errorf("exemption %d (%s): no address range", i, h)
+			bad("exempt", i, "cidr: not a range like 10.1.2.0/24")
+		}
+		for _, p := range e.Ports {
+			if !isPort(p) {
+				bad("exempt", i, "ports: %d is not a port", p)
+			}
 		}
 		ports := slices.Clone(e.Ports)
 		if len(ports) == 0 {
 			ports = []int{80, 443}
 		}
-		r.exempt = append(r.exempt, exemption{h, e.CIDR.Masked(), ports})
+		r.exempt = append(r.exempt, exemption{host, e.CIDR.Masked(), ports})
+	}
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
 	}
 	return r, nil
 }
+
+func isPort(p int) bool { return p >= 1 && p <= 65535 }
 
 // exempts tells whether the host may be at this address on this port.
 func (r *rules) exempts(host Host, addr netip.Addr, port uint16) bool {

@@ -246,19 +246,16 @@ func TestDuplicateEntries(t *testing.T) {
 // E168: the operator's list wins.
 func TestBlockList(t *testing.T) {
 	t.Parallel()
-	b, err := newBlockList([]string{"bad.example.com", "*.worse.example.com"})
+	r, err := compileRules(Config{BlockHosts: []string{"bad.example.com", "*.worse.example.com"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for host, want := range map[string]bool{
 		"bad.example.com": true, "a.bad.example.com": false, "worse.example.com": false, "a.b.worse.example.com": true, "example.com": false,
 	} {
-		if got := b.has(mustHost(t, host)); got != want {
+		if got := r.blocked.has(mustHost(t, host)); got != want {
 			t.Errorf("%s: %v, want %v", host, got, want)
 		}
-	}
-	if _, err := newBlockList([]string{"https://x"}); err == nil {
-		t.Error("a URL was accepted")
 	}
 }
 

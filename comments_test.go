@@ -18,7 +18,6 @@ import (
 // no package may be added.
 var bareFields = map[string]int{
 	"internal/control": 117,
-	"internal/egress":  20,
 	"internal/httpapi": 10,
 	"internal/image":   76,
 }

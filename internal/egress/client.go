@@ -13,22 +13,28 @@ import (
 
 // Client is a user of a session's policy on the server's side.
 type Client struct {
-	// ID is the network. If there is one, served or suspended, its policy of the
-	// moment counts, and what follows does not.
+	// ID is the network's. If there is one, served or suspended, its policy of the
+	// moment and its Meta count, and the Client's do not.
 	ID string
 	// Source says who connects: SourceWebTool or SourceMCP.
 	Source string
-	// Meta and Policy of a network that is not open yet.
-	Meta   Meta
+	// Meta is that of a network that is not open yet.
+	Meta Meta
+	// Policy is that of a network that is not open yet. Nil: until there is a
+	// network, nothing is decided and [ErrNotFound] returned.
 	Policy *Policy
 }
 
 // What a record's Source may be.
 const (
+	// SourceSandbox is a program in a session's sandbox.
 	SourceSandbox = "sandbox"
-	SourceBuild   = "build"
-	SourceWebTool = "web_tool" // a tool of the agent that fetches on the server
-	SourceMCP     = "mcp"      // a connection of the server to an MCP server
+	// SourceBuild is a program in a builder's sandbox.
+	SourceBuild = "build"
+	// SourceWebTool is a tool of the agent that fetches on the server.
+	SourceWebTool = "web_tool"
+	// SourceMCP is a connection of the server to an MCP server.
+	SourceMCP = "mcp"
 )
 
 const (

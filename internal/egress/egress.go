@@ -12,6 +12,15 @@
 // relay of UDP that does the same under mode unrestricted and refuses all else.
 // Rules, policy and names live outside the sandbox's reach.
 //
+// What a session may reach is a [Policy], which is compiled of a [Spec] once,
+// where that enters the server, and is immutable. A [Gateway] opens networks
+// under policies, changes them, and dials under them on the server's side. What
+// the operator set ([Config]) comes on top of every policy: both decide on a
+// connection before anything is resolved, and the guard once its address is
+// known. After a change of either, everything open is decided again, and what is
+// not allowed any more is closed before the change returns. Each decision is a
+// [Record].
+//
 // Failure model: closed. A rule that cannot be installed, a table that cannot
 // be read, a server that is down, a rule set that was flushed: in each case the
 // sandbox has no network. It never has an unchecked one.

@@ -31,8 +31,11 @@ func (e Entry) matches(host Host) bool {
 // EntryError says what is wrong with an entry. Its text is made for the user
 // who wrote the entry.
 type EntryError struct {
-	Entry   string // as written, any bytes
-	Problem string // continues the sentence: `contains a port. …`
+	// Entry is the entry as it was written: any bytes, of any number.
+	Entry string
+	// Problem continues the sentence that begins with the entry: `contains a
+	// port. …`.
+	Problem string
 }
 
 // Error returns the whole sentence. Bytes of the entry that are not printable

@@ -25,18 +25,25 @@ type Resolver interface {
 // Exemption lets one host be at an address that is not public. All three parts
 // must fit; another name that resolves to the same address stays refused.
 type Exemption struct {
-	Host  string       // a host name, exactly
-	CIDR  netip.Prefix // where it may be
-	Ports []int        // on which ports; empty means 80 and 443
+	// Host is a host name as [Canonical] takes it; no wildcard.
+	Host string
+	// CIDR is where the host may be; the zero Prefix is an error.
+	CIDR netip.Prefix
+	// Ports are the TCP and UDP ports, 1 to 65535, that are exempted; empty means
+	// 80 and 443.
+	Ports []int
 }
 
 // DialError is a connection that was not made. Reason says which step refused
 // or failed; Err says more, for the log.
 type DialError struct {
+	// Reason is the one of the connection's record.
 	Reason Reason
-	Err    error
+	// Err is not nil.
+	Err error
 }
 
+// Error returns the reason and what Err says.
 func (e *DialError) Error() string { return string(e.Reason) + ": " + e.Err.Error() }
 
 // Unwrap returns the cause.

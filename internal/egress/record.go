@@ -17,9 +17,13 @@ type Verdict string
 
 // The verdicts.
 const (
+	// VerdictAllowed: the connection was made, the request passed on.
 	VerdictAllowed Verdict = "allowed"
+	// VerdictRefused: policy, operator, guard or a limit said no, or the
+	// connection was ended from outside.
 	VerdictRefused Verdict = "refused"
-	VerdictFailed  Verdict = "failed" // allowed, but resolving or connecting failed
+	// VerdictFailed: it was allowed, but resolving or connecting failed.
+	VerdictFailed Verdict = "failed"
 )
 
 // Reason says why. The list is closed.
@@ -27,29 +31,58 @@ type Reason string
 
 // The reasons.
 const (
-	ReasonOK                 Reason = "ok"
-	ReasonNameNotAllowed     Reason = "name_not_allowed"
-	ReasonNoMapping          Reason = "no_mapping"
-	ReasonStaleMapping       Reason = "stale_mapping"
-	ReasonPortNotAllowed     Reason = "port_not_allowed"
+	// ReasonOK: a rule allows it.
+	ReasonOK Reason = "ok"
+	// ReasonNameNotAllowed: no rule allows the name, or it is none.
+	ReasonNameNotAllowed Reason = "name_not_allowed"
+	// ReasonNoMapping: it goes to an address that stands for no name, under a mode
+	// that does not allow bare addresses.
+	ReasonNoMapping Reason = "no_mapping"
+	// ReasonStaleMapping: the name has an address from before, but no rule allows
+	// it any more.
+	ReasonStaleMapping Reason = "stale_mapping"
+	// ReasonPortNotAllowed: the name is allowed, on other ports.
+	ReasonPortNotAllowed Reason = "port_not_allowed"
+	// ReasonProtocolNotAllowed: what the client says first is neither TLS nor HTTP
+	// on a port where these are expected, or HTTP of a kind that is not passed on.
 	ReasonProtocolNotAllowed Reason = "protocol_not_allowed"
-	ReasonHelloMalformed     Reason = "hello_malformed"
-	ReasonSNIMissing         Reason = "sni_missing"
-	ReasonSNIMismatch        Reason = "sni_mismatch"
-	ReasonECHPresent         Reason = "ech_present"
-	ReasonHTTPMalformed      Reason = "http_malformed"
-	ReasonHostMissing        Reason = "host_missing"
-	ReasonHostMismatch       Reason = "host_mismatch"
-	ReasonAddressNotPublic   Reason = "address_not_public"
-	ReasonBlocklisted        Reason = "blocklisted"
-	ReasonUDPNotAllowed      Reason = "udp_not_allowed"
-	ReasonResolveFailed      Reason = "resolve_failed"
-	ReasonConnectFailed      Reason = "connect_failed"
-	ReasonConnectionLimit    Reason = "connection_limit"
-	ReasonRateLimit          Reason = "rate_limit"
-	ReasonNameLimit          Reason = "name_limit"
-	ReasonPolicyChanged      Reason = "policy_changed"
-	ReasonSessionEnded       Reason = "session_ended"
+	// ReasonHelloMalformed: the ClientHello cannot be read, is too long or too late.
+	ReasonHelloMalformed Reason = "hello_malformed"
+	// ReasonSNIMissing: the ClientHello names no server.
+	ReasonSNIMissing Reason = "sni_missing"
+	// ReasonSNIMismatch: the ClientHello names another server than the address
+	// stands for.
+	ReasonSNIMismatch Reason = "sni_mismatch"
+	// ReasonECHPresent: the ClientHello may carry an encrypted server name.
+	ReasonECHPresent Reason = "ech_present"
+	// ReasonHTTPMalformed: what was sent is no request of HTTP/1.0 or HTTP/1.1.
+	ReasonHTTPMalformed Reason = "http_malformed"
+	// ReasonHostMissing: the request names no host.
+	ReasonHostMissing Reason = "host_missing"
+	// ReasonHostMismatch: the request names another host or port than the
+	// connection was made to.
+	ReasonHostMismatch Reason = "host_mismatch"
+	// ReasonAddressNotPublic: the dial guard refuses an address of the host.
+	ReasonAddressNotPublic Reason = "address_not_public"
+	// ReasonBlocklisted: the operator blocks the name or the port.
+	ReasonBlocklisted Reason = "blocklisted"
+	// ReasonUDPNotAllowed: UDP other than DNS, under a mode that does not relay it.
+	ReasonUDPNotAllowed Reason = "udp_not_allowed"
+	// ReasonResolveFailed: the host's resolver gave no address.
+	ReasonResolveFailed Reason = "resolve_failed"
+	// ReasonConnectFailed: no address of the host answered.
+	ReasonConnectFailed Reason = "connect_failed"
+	// ReasonConnectionLimit: as many are open as the session may have.
+	ReasonConnectionLimit Reason = "connection_limit"
+	// ReasonRateLimit: more come per second than the session may have.
+	ReasonRateLimit Reason = "rate_limit"
+	// ReasonNameLimit: as many names have an address as the session may have.
+	ReasonNameLimit Reason = "name_limit"
+	// ReasonPolicyChanged: the connection was ended because policy or operator do
+	// not allow it any more.
+	ReasonPolicyChanged Reason = "policy_changed"
+	// ReasonSessionEnded: the connection was ended with the session's network.
+	ReasonSessionEnded Reason = "session_ended"
 )
 
 // verdict is the outcome that goes with a reason.
@@ -68,31 +101,58 @@ func (r Reason) verdict() Verdict {
 // there, and null where there is nothing to say. It holds nothing of what was sent but
 // host names, and those in canonical form only.
 type Record struct {
-	ID            string    `json:"id"` // sorts by time
-	Time          time.Time `json:"time"`
-	WorkspaceID   string    `json:"workspace_id"`
-	SessionID     string    `json:"session_id"`
-	EnvironmentID string    `json:"environment_id"`
-	Source        string    `json:"source"`
-	Generation    int64     `json:"generation"` // of the policy that decided
-	// Host is the name that the destination address stands for, or empty.
+	// ID identifies the record among those of its network. Ids sort as the
+	// decisions were made, also if the wall clock steps back.
+	ID string `json:"id"`
+	// Time is when the connection or the request came; in UTC where
+	// [Gateway.Records] returns it.
+	Time time.Time `json:"time"`
+	// WorkspaceID is that of the network's Meta, as are the next two.
+	WorkspaceID string `json:"workspace_id"`
+	// SessionID is the session or build that the record is about.
+	SessionID string `json:"session_id"`
+	// EnvironmentID is the session's; empty for a build.
+	EnvironmentID string `json:"environment_id"`
+	// Source is who asked: SourceSandbox and so on.
+	Source string `json:"source"`
+	// Generation counts the policies of the network, from 1; it is that of the
+	// policy that decided. Zero: the network was not open yet.
+	Generation int64 `json:"generation"`
+	// Host is the name that the destination address stands for or that was asked
+	// for, in canonical form; empty if there is none.
 	Host string `json:"host"`
 	// ClaimedHost is the name the client sent in TLS or HTTP where it differs
-	// or where there is no Host; "invalid" if it was no canonical name.
-	ClaimedHost   string  `json:"claimed_host"`
-	DestAddress   string  `json:"dest_address"` // as the sandbox addressed it
-	DestPort      int     `json:"dest_port"`
-	DialedAddress string  `json:"dialed_address"`
-	Protocol      string  `json:"protocol"` // tls, http, tcp, udp, dns
-	Verdict       Verdict `json:"verdict"`
-	Reason        Reason  `json:"reason"`
-	Rule          string  `json:"rule"`
-	// The rest is final when the connection or request has ended.
-	BytesUp    int64 `json:"bytes_up"`
-	BytesDown  int64 `json:"bytes_down"`
+	// or where there is no Host; [InvalidHost] if it was no canonical name.
+	// Empty: it sent the Host, or none.
+	ClaimedHost string `json:"claimed_host"`
+	// DestAddress is the destination as it was addressed: by a sandbox a synthetic
+	// address mostly. Empty: unknown, or a name was given.
+	DestAddress string `json:"dest_address"`
+	// DestPort is the port there; zero: none, or unknown.
+	DestPort int `json:"dest_port"`
+	// DialedAddress is "address:port" that was connected to; empty if none was.
+	DialedAddress string `json:"dialed_address"`
+	// Protocol is as far as it was found out: tls, http, tcp, udp or dns.
+	Protocol string `json:"protocol"`
+	// Verdict is the outcome. It follows from Reason.
+	Verdict Verdict `json:"verdict"`
+	// Reason says why.
+	Reason Reason `json:"reason"`
+	// Rule is what allowed it: "allowed_hosts[0]", an endpoint's rule,
+	// "unrestricted", "observe" or "operator"; or whose rule was against it, where
+	// that was not the policy's. Empty: none was, or no rule says more than Reason.
+	Rule string `json:"rule"`
+	// BytesUp were sent to the destination. This and the next two are zero until
+	// the connection or request has ended.
+	BytesUp int64 `json:"bytes_up"`
+	// BytesDown were received from there.
+	BytesDown int64 `json:"bytes_down"`
+	// DurationMS is milliseconds from Time to the end.
 	DurationMS int64 `json:"duration_ms"`
-	ECH        bool  `json:"ech"`
-	// Count of identical refusals within ten seconds that this record stands for.
+	// ECH: the ClientHello had an encrypted part that may hold a server name.
+	ECH bool `json:"ech"`
+	// Count of identical refusals within ten seconds that this record stands for,
+	// at least 1.
 	Count int64 `json:"count"`
 }
 
@@ -163,13 +223,15 @@ func (g *Gateway) logRecord(st *state, r Record) {
 
 // Filter selects records.
 type Filter struct {
-	// Verdict, if not empty, is the only one returned.
+	// Verdict is that of the records to return; empty: all.
 	Verdict string
-	// Limit is how many to return at most; zero means all that are kept.
+	// Limit is how many to return at most; zero, or less: all that are kept.
 	Limit int
-	// Before, if not empty, is the id of a record: only older ones are returned.
+	// Before is the id of a record: only older ones are returned. Empty: from the
+	// newest on.
 	Before string
-	// After, if not empty, is the id of a record: only newer ones are returned.
+	// After is the id of a record: only newer ones are returned. Empty: down to the
+	// oldest.
 	After string
 }
 

@@ -85,7 +85,7 @@ func serveAdmin(ctx context.Context, data string, keys httpapi.AdminKeys, cache 
 	if err := errors.Join(os.Chmod(made, 0o600), os.Rename(made, path)); err != nil {
 		return errors.Join(fmt.Errorf("making the admin socket: %w", err), listener.Close())
 	}
-	server := &http.Server{Handler: httpapi.Admin(keys, cache, reload), ReadHeaderTimeout: 10 * time.Second}
+	server := &http.Server{Handler: httpapi.Admin(keys, cache, reload), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() }) // its error is the listener's, closed
 	defer stop()
 	err = server.Serve(listener)

@@ -78,7 +78,7 @@ func Admin(keys AdminKeys, cache AdminCache, reload AdminReload) http.Handler {
 	mux.HandleFunc("POST /keys", func(w http.ResponseWriter, r *http.Request) {
 		adminReply(w, func() (any, error) {
 			var in AdminCreate
-			dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, 64<<10))
+			dec := json.NewDecoder(r.Body)
 			dec.DisallowUnknownFields()
 			if err := dec.Decode(&in); err != nil {
 				return nil, control.Faultf(control.Invalid, "reading the request: %v", err)
@@ -106,7 +106,7 @@ func Admin(keys AdminKeys, cache AdminCache, reload AdminReload) http.Handler {
 	mux.HandleFunc("POST /reload", func(w http.ResponseWriter, r *http.Request) {
 		adminReply(w, func() (any, error) { return reload.Reload(r.Context()) })
 	})
-	return mux
+	return wholeBodies(mux, adminBodyWait)
 }
 
 // AdminList lists the keys of a workspace.

@@ -5,6 +5,9 @@ import (
 	"slices"
 )
 
+// WholeBodies is what the admin socket reads bodies with.
+var WholeBodies = wholeBodies
+
 // Routes are the paths of the API with the methods that each answers, HEAD aside.
 func Routes() map[string][]string {
 	out := map[string][]string{}

@@ -17,3 +17,10 @@ func (b *Builds) Waiting() int {
 	}
 	return n
 }
+
+// Known counts the sessions whose sandboxes' states are kept.
+func (s *Sandboxes) Known() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.machines)
+}

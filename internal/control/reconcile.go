@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/atoll-run/atoll/internal/control/lifecycle"
 	"github.com/atoll-run/atoll/internal/sandbox"
 )
 
@@ -27,7 +28,7 @@ func (s *Sandboxes) Reconcile(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listing sandboxes: %w", err)
 	}
-	kept := map[string]bool{}
+	kept, adopted := map[string]bool{}, 0
 	var failed []error
 	for _, info := range infos {
 		rec, alive := live[info.ID]
@@ -35,7 +36,9 @@ func (s *Sandboxes) Reconcile(ctx context.Context) error {
 		if err != nil {
 			failed = append(failed, err)
 		}
-		kept[info.ID] = ok
+		if kept[info.ID] = ok; ok {
+			adopted++
+		}
 	}
 	failed = append(failed, s.closeStray(ctx, kept)...)
 	err = s.store.UnfinishedBuilds(ctx, func(rec EnvironmentRecord) error {
@@ -45,34 +48,31 @@ func (s *Sandboxes) Reconcile(ctx context.Context) error {
 	if err != nil {
 		failed = append(failed, fmt.Errorf("taking up unfinished builds: %w", err))
 	}
-	if s.after > 0 {
-		s.work.Go(s.watchIdle)
-	}
-	s.work.Go(s.watchNetworks)
-	s.log.InfoContext(ctx, "reconciled", "sandboxes", len(infos), "kept", len(s.entries), "failed", len(failed))
+	s.background.Go(s.watchNetworks)
+	s.log.InfoContext(ctx, "reconciled", "sandboxes", len(infos), "kept", adopted, "failed", len(failed))
 	return errors.Join(failed...)
 }
 
 // adopt takes over one sandbox that a former server made, or removes it.
 func (s *Sandboxes) adopt(ctx context.Context, info sandbox.Info, rec SessionRecord, live bool) (bool, error) {
 	if live && info.Labels[labelKind] == kindSession && (info.State == sandbox.StateRunning || info.Files) {
-		condition := conditionEnded
+		fact := lifecycle.Died
 		switch info.State {
 		case sandbox.StateHibernated:
-			condition = conditionHibernated
+			fact = lifecycle.Sleeps
 		case sandbox.StateRunning:
-			condition = conditionRunning
+			fact = lifecycle.Runs
 			if _, err := s.network.Reopen(ctx, info.ID); err != nil {
 				// Its files are worth more than its network, which stays closed.
 				s.log.ErrorContext(ctx, "sandbox keeps running without network", "session_id", info.ID, "error", err)
 				s.notify(rec, SandboxCutOff, sandboxWords[SandboxCutOff])
 			}
 		}
-		s.setKnown(info.ID, condition)
+		s.found(rec, fact, nil)
 		return true, nil
 	}
 	if live {
-		s.setKnown(info.ID, conditionLost) // with endingRestart: the engine has it, without files
+		s.found(rec, lifecycle.Vanished, endingRestart) // the engine has it, without files
 	}
 	s.log.InfoContext(ctx, "removing a sandbox that no session owns", "sandbox_id", info.ID, "state", info.State)
 	if err := s.engine.Destroy(ctx, info.ID); err != nil {
@@ -81,14 +81,12 @@ func (s *Sandboxes) adopt(ctx context.Context, info sandbox.Info, rec SessionRec
 	return false, nil
 }
 
-// setKnown records the sandbox of a live session that is there already, or that
-// is lost and about which the next command is told.
-func (s *Sandboxes) setKnown(id string, condition condition) {
-	done := make(chan struct{})
-	close(done)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.entries[id] = &entry{cancel: func() {}, done: done, condition: condition, ending: endingRestart, life: newLife()}
+// found records the sandbox of a live session that is there already, or that is
+// lost, of which the next command is told.
+func (s *Sandboxes) found(rec SessionRecord, fact lifecycle.Event, why error) {
+	m, release := s.hold(rec)
+	defer release()
+	m.Report(m.Now(), fact, why)
 }
 
 // closeStray removes networks without a sandbox.

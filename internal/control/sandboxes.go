@@ -3,12 +3,12 @@ package control
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"runtime"
 	"sync"
 	"time"
 
+	"github.com/atoll-run/atoll/internal/control/lifecycle"
 	"github.com/atoll-run/atoll/internal/sandbox"
 )
 
@@ -41,7 +41,8 @@ type SandboxesConfig struct {
 // its files. It implements Runtime. Its methods may be called at the same time.
 type Sandboxes struct {
 	store   Store
-	engine  Engine
+	engine  Engine        // counts and measures what goes to the engine
+	tools   sandbox.Tools // the engine's; nil without
 	network Network
 	builds  *Builds
 	limits  sandbox.Limits
@@ -51,14 +52,14 @@ type Sandboxes struct {
 	after   time.Duration // HibernateAfter
 	notify  func(SessionRecord, SandboxEvent, string)
 
-	ctx    context.Context // the service's own life; ends in Shutdown
-	cancel context.CancelFunc
-	work   sync.WaitGroup
+	ctx        context.Context // the service's own life; ends in Shutdown
+	cancel     context.CancelFunc
+	background backgroundWork
 
 	policies sync.RWMutex // held for reading between compiling a policy and installing it
 
-	mu      sync.Mutex
-	entries map[string]*entry // session id → its sandbox, under mu
+	mu       sync.Mutex                    // is locked before a machine's own lock, never after
+	machines map[string]*lifecycle.Machine // session id → the state of its sandbox; under mu
 }
 
 // NewSandboxes makes a Sandboxes. Call Reconcile before the first request; from
@@ -77,18 +78,49 @@ func NewSandboxes(cfg SandboxesConfig) *Sandboxes {
 		cfg.Notify = func(SessionRecord, SandboxEvent, string) {}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	return &Sandboxes{
-		store: cfg.Store, engine: cfg.Engine, network: cfg.Network, builds: cfg.Builds,
+	tools, _ := cfg.Engine.(sandbox.Tools)
+	s := &Sandboxes{
+		store: cfg.Store, tools: tools, network: cfg.Network, builds: cfg.Builds,
 		limits: cfg.Limits, log: cfg.Logger, slots: make(chan struct{}, cfg.Parallel), aside: make(chan struct{}, runtime.NumCPU()),
-		after: cfg.HibernateAfter, notify: cfg.Notify, ctx: ctx, cancel: cancel, entries: map[string]*entry{},
+		after: cfg.HibernateAfter, notify: cfg.Notify, ctx: ctx, cancel: cancel, machines: map[string]*lifecycle.Machine{},
 	}
+	s.engine = heldEngine{timedEngine{cfg.Engine, cfg.Logger}, s}
+	return s
 }
 
 // Shutdown stops preparing sandboxes and waits for what is under way to be
 // undone. Running sandboxes go on.
 func (s *Sandboxes) Shutdown(ctx context.Context) error {
 	s.cancel()
-	return wait(ctx, &s.work)
+	return s.background.shutdown(ctx)
+}
+
+// backgroundWork is a group of goroutines that can be waited for while others
+// begin. Its methods may be called at the same time.
+type backgroundWork struct {
+	mu    sync.Mutex // guards over, and over against the beginning of group's wait
+	over  bool       // shutdown was called
+	group sync.WaitGroup
+}
+
+// Go runs work in a goroutine. After shutdown nobody waits for it: it is to find
+// that its context has ended.
+func (b *backgroundWork) Go(work func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.over {
+		go work()
+		return
+	}
+	b.group.Go(work)
+}
+
+// shutdown waits for what is under way.
+func (b *backgroundWork) shutdown(ctx context.Context) error {
+	b.mu.Lock()
+	b.over = true
+	b.mu.Unlock()
+	return wait(ctx, &b.group)
 }
 
 // wait waits for a group of goroutines, or for ctx to end.
@@ -113,151 +145,93 @@ func (s *Sandboxes) EnvironmentChanged(rec EnvironmentRecord) { s.builds.Changed
 func (s *Sandboxes) EnvironmentDeleted(id string) { s.builds.Deleted(id) }
 
 // SessionCreated implements Runtime.
-func (s *Sandboxes) SessionCreated(rec SessionRecord) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.entries[rec.ID] == nil {
-		s.begin(rec, attemptMake)
-	}
+func (s *Sandboxes) SessionCreated(rec SessionRecord) { s.Hold(rec)() }
+
+// SessionEnded implements Runtime.
+func (s *Sandboxes) SessionEnded(ctx context.Context, rec SessionRecord) error {
+	m, release := s.hold(rec)
+	defer release()
+	return m.End(ctx, sessionOver(rec))
 }
 
 // errSessionGone: the session was archived or deleted meanwhile.
 var errSessionGone = errors.New("the session has ended")
 
-// forget drops an entry unless another has taken its place.
-func (s *Sandboxes) forget(id string, e *entry) {
+// hold finds the machine of a session's sandbox, or makes it, in use until release.
+func (s *Sandboxes) hold(rec SessionRecord) (m *lifecycle.Machine, release func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.entries[id] == e {
-		delete(s.entries, id)
+	m = s.machines[rec.ID]
+	if m == nil {
+		m = s.newMachine(rec)
+		s.machines[rec.ID] = m
+	}
+	return m, s.held(rec.ID, m)
+}
+
+// held keeps a machine in use until release. The caller holds mu.
+func (s *Sandboxes) held(id string, m *lifecycle.Machine) (release func()) {
+	leave := m.Hold()
+	return func() {
+		leave()
+		s.retire(id, m)
 	}
 }
 
-// prepare makes the sandbox of a session, or nothing. The session's record is
-// read again, because a command that read it before the session was deleted may
-// get here afterwards; whoever deletes a record calls SessionEnded after it, so
-// that a preparation which still saw the record is ended.
-func (s *Sandboxes) prepare(ctx context.Context, rec SessionRecord) error {
-	now, err := s.store.Session(ctx, rec.Workspace, rec.ID)
-	switch {
-	case errors.Is(err, ErrNoRecord) || err == nil && !now.ArchivedAt.IsZero():
-		return errSessionGone
-	case err != nil:
-		return fmt.Errorf("reading the session: %w", err)
-	}
-	env, err := SessionConfig(rec)
-	if err != nil {
-		return err
-	}
-	root, release, err := s.builds.Root(ctx, rec.Environment, &env.CloudConfig)
-	if err != nil {
-		return err
-	}
-	defer release() // a mounted layer needs nobody to keep it
-	leave, err := s.slot(ctx)
-	if err != nil {
-		return err
-	}
-	defer leave()
-	netns, err := s.openNetwork(ctx, rec, env, root.Base)
-	if err != nil {
-		return err
-	}
-	err = s.engine.Create(ctx, s.spec(rec, root, netns))
-	if err != nil {
-		return errors.Join(
-			fmt.Errorf("making the sandbox: %w", err),
-			s.network.Close(context.WithoutCancel(ctx), rec.ID))
-	}
-	s.log.DebugContext(ctx, "sandbox ready", "session_id", rec.ID)
-	return nil
+// newMachine makes the machine of a session's sandbox.
+func (s *Sandboxes) newMachine(rec SessionRecord) (m *lifecycle.Machine) {
+	m = lifecycle.New(lifecycle.Config{
+		Context: s.ctx,
+		Work: func(ctx context.Context, was, now *lifecycle.Status) (lifecycle.Event, error) {
+			return s.work(ctx, rec, was, now)
+		},
+		Go: func(work func()) {
+			s.background.Go(func() {
+				work()
+				s.retire(rec.ID, m)
+			})
+		},
+		Retry:     func(failure error) bool { return !s.stillFailing(rec, failure) },
+		IdleAfter: s.after,
+		OnIdle:    func() { s.putAside(m) },
+	})
+	return m
 }
 
-// slot waits until few enough sandboxes are being made at the same time.
-func (s *Sandboxes) slot(ctx context.Context) (leave func(), err error) {
-	select {
-	case s.slots <- struct{}{}:
-		return func() { <-s.slots }, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
+// retire drops a machine whose session has ended, once nobody uses it.
+func (s *Sandboxes) retire(id string, m *lifecycle.Machine) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := m.Now()
+	if s.machines[id] == m && m.Unused() && now.State == lifecycle.Absent && (now.Cause == nil || errors.Is(now.Cause, errSessionGone)) {
+		delete(s.machines, id)
 	}
-}
-
-// spec is what a session's sandbox is made of.
-func (s *Sandboxes) spec(rec SessionRecord, root Root, netns string) sandbox.Spec {
-	return sandbox.Spec{
-		ID: rec.ID, Hostname: "atoll", Layers: root.Dirs, Env: root.Base.Env,
-		Dir:   "/workspace",
-		Dirs:  []string{"/workspace", "/mnt/session/uploads", "/mnt/session/outputs"},
-		Files: sandboxFiles("atoll"), Limits: s.limits, NetNS: netns,
-		Labels: map[string]string{labelKind: kindSession, labelWorkspace: rec.Workspace},
-	}
-}
-
-// SessionEnded implements Runtime. A command that came at the same moment may
-// have begun another preparation: it is ended too.
-func (s *Sandboxes) SessionEnded(ctx context.Context, rec SessionRecord) error {
-	for {
-		s.mu.Lock()
-		e := s.entries[rec.ID]
-		s.mu.Unlock()
-		if e != nil {
-			s.endSession(e, rec)
-			e.cancel()
-			select {
-			case <-e.done:
-			case <-ctx.Done():
-				s.unendSession(e)
-				return ctx.Err()
-			}
-		}
-		if err := s.remove(ctx, rec.ID); err != nil {
-			s.unendSession(e)
-			return err
-		}
-		s.mu.Lock()
-		same := s.entries[rec.ID] == e
-		if same {
-			delete(s.entries, rec.ID)
-		}
-		s.mu.Unlock()
-		if same {
-			return nil
-		}
-	}
-}
-
-// remove frees all that a sandbox had: its processes first, so that nothing
-// uses the network that goes with it.
-func (s *Sandboxes) remove(ctx context.Context, id string) error {
-	ctx = context.WithoutCancel(ctx)
-	if err := s.engine.Destroy(ctx, id); err != nil {
-		return fmt.Errorf("removing sandbox %s: %w", id, err)
-	}
-	if err := s.network.Close(ctx, id); err != nil {
-		return fmt.Errorf("removing the network of %s: %w", id, err)
-	}
-	return nil
 }
 
 // Counts reports how many sessions' sandboxes are in which state, for metrics.
-// One that is being brought back counts as preparing, one that died and was not
-// used since as failed.
+// One that is being brought back counts as preparing, one that is being put aside
+// as running, one that died and was not used since as failed; one that is being
+// removed does not count.
 func (s *Sandboxes) Counts() map[string]int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := map[string]int{"preparing": 0, "running": 0, "hibernated": 0, "failed": 0}
-	for _, e := range s.entries {
+	for _, m := range s.machines {
+		now := m.Now()
 		switch {
-		case !e.isOver():
-			n["preparing"]++
-		case e.err != nil || e.condition == conditionEnded || e.condition == conditionLost:
+		case now.Failure() != nil:
 			n["failed"]++
-		case e.condition == conditionHibernated:
-			n["hibernated"]++
-		default:
-			n["running"]++
+		case now.State != lifecycle.Absent && now.State != lifecycle.Ending:
+			n[countedAs[now.State]]++
 		}
 	}
 	return n
+}
+
+// countedAs are the states as metrics name them.
+var countedAs = map[lifecycle.State]string{
+	lifecycle.Starting: "preparing", lifecycle.Waking: "preparing",
+	lifecycle.Awake: "running", lifecycle.GoingToSleep: "running",
+	lifecycle.Asleep: "hibernated",
+	lifecycle.Dead:   "failed", lifecycle.Lost: "failed",
 }

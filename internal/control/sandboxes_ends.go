@@ -4,8 +4,31 @@ import (
 	"context"
 	"errors"
 
-	"github.com/atoll-run/atoll/internal/sandbox"
+	"github.com/atoll-run/atoll/internal/control/lifecycle"
 )
+
+// SandboxEvent is what happened to a session's sandbox by itself.
+type SandboxEvent string
+
+// What can happen to a sandbox.
+const (
+	// SandboxRemade: its processes ended (out of memory, say, or they could not be
+	// brought back from hibernation) and it was started anew on its files.
+	SandboxRemade SandboxEvent = "remade"
+	// SandboxLost: its files are lost, mostly with a restart of the machine, and a
+	// fresh sandbox takes its place.
+	SandboxLost SandboxEvent = "lost"
+	// SandboxCutOff: its network is broken, and is not mended while it runs.
+	SandboxCutOff SandboxEvent = "cut off"
+	// SandboxUnbuildable: there is none, because the environment's packages could
+	// not be installed.
+	SandboxUnbuildable SandboxEvent = "unbuildable"
+)
+
+// words of the events that carry none of their own, for the session's log.
+var sandboxWords = map[SandboxEvent]string{
+	SandboxCutOff: "The session's sandbox has no network any more, because it was taken apart or damaged on the server's machine: it reaches nothing. Its files and processes are there.",
+}
 
 // ending is why a session's sandbox is not there, or was started anew, as far as
 // that is known from what happened. Nobody is told a reason that was not seen.
@@ -34,6 +57,9 @@ func (e ending) reason() string {
 	return "because its processes were ended; its memory limit did not end them"
 }
 
+// Error makes an ending the cause of a lifecycle.Status.
+func (e ending) Error() string { return "the sandbox ended " + e.reason() }
+
 // remadeWords tell a session's log of a sandbox that was started anew on its files.
 func remadeWords(e ending) string {
 	return "The session's sandbox ended " + e.reason() + ", and was started anew: its files are there, its processes are not."
@@ -54,14 +80,6 @@ func (s *Sandboxes) died(ctx context.Context, id string) ending {
 	return endingUnseen
 }
 
-// lostBy is what took a sandbox with its files, from what the engine says of it.
-func lostBy(info sandbox.Info, err error) ending {
-	if err == nil && info.State == sandbox.StateStopped && !info.Files {
-		return endingRestart
-	}
-	return endingRemoved
-}
-
 // sessionOver is what commands are told whose session has ended.
 func sessionOver(rec SessionRecord) error {
 	if !rec.ArchivedAt.IsZero() {
@@ -70,39 +88,47 @@ func sessionOver(rec SessionRecord) error {
 	return &Fault{Kind: NotFound, Message: "Session " + rec.ID + " was deleted; its sandbox is gone.", Cause: errSessionGone}
 }
 
-// endSession marks an entry, so that whoever uses its sandbox is told that the
-// session has ended, and not what became of the sandbox for that reason.
-func (s *Sandboxes) endSession(e *entry, rec SessionRecord) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	e.over = sessionOver(rec)
+// sessionEnd is what users of a sandbox are told whose session has ended since
+// status; nil while the session lives.
+func sessionEnd(status *lifecycle.Status) error {
+	for status != nil {
+		next := status.Next()
+		// An end that failed has another status than an absent one after it.
+		if errors.Is(status.Cause, errSessionGone) && (next == nil || status.State == lifecycle.Absent) {
+			return status.Cause
+		}
+		status = next
+	}
+	return nil
 }
 
-// unendSession takes endSession back: the session could not be ended. The entry may
-// be nil.
-func (s *Sandboxes) unendSession(e *entry) {
-	if e == nil {
-		return
+// ended tells whoever used a sandbox, or waited for it, what became of it since
+// status. If its session has ended, that is why. If its files are there it is
+// started anew at once; if not, the loss is told, and a fresh one is made.
+func (s *Sandboxes) ended(ctx context.Context, rec SessionRecord, status *lifecycle.Status) error {
+	s.runs(ctx, rec, status)
+	if over := sessionEnd(status); over != nil {
+		return sandboxFault(ctx, over)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	e.over = nil
-}
-
-// sessionEnd is what endSession said of an entry; nil while its session lives.
-func (s *Sandboxes) sessionEnd(e *entry) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return e.over
-}
-
-// failure is why an attempt failed, for who waited for it.
-func (s *Sandboxes) failure(ctx context.Context, e *entry) error {
-	if over := s.sessionEnd(e); over != nil {
-		return over
+	m, release := s.hold(rec)
+	defer release()
+	for ; status != nil; status = status.Next() {
+		why := endingUnseen
+		_ = errors.As(status.Cause, &why)
+		switch status.State {
+		case lifecycle.Lost:
+			if m.Report(status, lifecycle.Told, nil) {
+				s.notify(rec, SandboxLost, lostWords(why))
+			}
+			return Faultf(Conflict, "The sandbox of session %s ended %s. "+
+				"Its files are lost; the next command runs in a fresh sandbox.", rec.ID, why.reason())
+		case lifecycle.Dead:
+			m.Want()
+			return Faultf(Conflict, "The sandbox of session %s ended %s. "+
+				"Its processes are gone and its files are kept; the next command finds them.", rec.ID, why.reason())
+		}
 	}
-	if errors.Is(e.err, context.Canceled) && ctx.Err() == nil {
-		return &Fault{Kind: Unavailable, Message: "The server is shutting down.", Cause: e.err}
-	}
-	return e.err
+	m.Want() // it hibernates, or was brought back already
+	return Faultf(Conflict, "The sandbox of session %s ended while the command ran, and was started anew or put aside. "+
+		"Its processes are gone and its files are kept; the next command finds them.", rec.ID)
 }

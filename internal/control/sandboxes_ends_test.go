@@ -2,7 +2,6 @@ package control_test
 
 import (
 	"context"
-	"errors"
 	"io"
 	"strings"
 	"testing"
@@ -84,32 +83,28 @@ func TestCommandOfEndedSession(t *testing.T) {
 // A command that waits for a sandbox while its session is archived or deleted is
 // told so, and not to try again.
 func TestCommandBegunWhileSessionEnds(t *testing.T) {
-	for _, archive := range []bool{true, false} {
-		r := newRig(t)
+	virtual(t, func(r *rig) {
 		r.hold = make(chan struct{})
-		id := r.session()
-		waiting := make(chan error, 1)
-		go func() { waiting <- r.run(id) }()
-		r.await("the sandbox is being made", func() bool { return r.sandboxes.Counts()["preparing"] == 1 })
-		kind, with := control.NotFound, "was deleted"
-		var err error
-		if archive {
-			kind, with = control.Conflict, "archived"
-			_, err = r.service.ArchiveSession(t.Context(), r.caller, id)
-		} else {
-			_, err = r.service.DeleteSession(t.Context(), r.caller, id)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		got := <-waiting
-		if f, ok := control.AsFault(got); !ok || f.Kind != kind || !strings.Contains(f.Message, with) {
-			// It may have read the record a moment later.
-			if !ok || f.Kind != control.NotFound && f.Kind != control.Conflict {
-				t.Errorf("archive %v: got %v", archive, got)
+		for _, archive := range []bool{true, false} {
+			id := r.session()
+			waiting := make(chan error, 1)
+			go func() { waiting <- r.run(id) }()
+			r.settled("the sandbox is being made", func() bool { return r.sandboxes.Counts()["preparing"] == 1 })
+			kind, with := control.NotFound, "was deleted"
+			var err error
+			if archive {
+				kind, with = control.Conflict, "was archived"
+				_, err = r.service.ArchiveSession(r.Context(), r.caller, id)
+			} else {
+				_, err = r.service.DeleteSession(r.Context(), r.caller, id)
 			}
+			if err != nil {
+				r.Fatal(err)
+			}
+			r.fault(<-waiting, kind, with, "file")
+			r.empty()
 		}
-	}
+	})
 }
 
 // Each end of a sandbox has the words of what happened.
@@ -155,14 +150,15 @@ func TestEndsHaveTheirWords(t *testing.T) {
 
 // A server that is shut down says that, and nothing of sessions.
 func TestShutdownHasItsWords(t *testing.T) {
-	r := newRig(t)
-	r.hold = make(chan struct{})
-	id := r.session()
-	waiting := make(chan error, 1)
-	go func() { waiting <- r.run(id) }()
-	r.await("the sandbox is being made", func() bool { return r.sandboxes.Counts()["preparing"] == 1 })
-	if err := r.sandboxes.Shutdown(t.Context()); err != nil && !errors.Is(err, context.Canceled) {
-		t.Fatal(err)
-	}
-	r.fault(<-waiting, control.Unavailable, "shutting down", "session")
+	virtual(t, func(r *rig) {
+		r.hold = make(chan struct{})
+		id := r.session()
+		waiting := make(chan error, 1)
+		go func() { waiting <- r.run(id) }()
+		r.settled("the sandbox is being made", func() bool { return r.sandboxes.Counts()["preparing"] == 1 })
+		if err := r.sandboxes.Shutdown(r.Context()); err != nil {
+			r.Fatal(err)
+		}
+		r.fault(<-waiting, control.Unavailable, "shutting down", "session")
+	})
 }

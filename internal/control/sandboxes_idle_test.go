@@ -7,31 +7,47 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/atoll-run/atoll/internal/control"
 	"github.com/atoll-run/atoll/internal/sandbox"
 )
 
-// idleRig is a rig whose sandboxes hibernate almost at once.
-func idleRig(t *testing.T) *rig {
+// virtual runs a test with a rig in virtual time: what waits for time or for each
+// other costs none, and synctest.Wait returns when all have done what they can.
+func virtual(t *testing.T, test func(r *rig)) {
 	t.Helper()
-	r := newRig(t)
-	r.after = 20 * time.Millisecond
-	r.open()
-	if err := r.sandboxes.Reconcile(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	return r
+	t.Parallel()
+	inBubble(t, test)
 }
 
-func (r *rig) await(what string, ok func() bool) {
-	r.Helper()
-	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			r.Fatalf("waited in vain: %s", what)
+// inBubble is virtual for a test that is parallel, or not, by itself.
+func inBubble(t *testing.T, test func(r *rig)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		if err := r.sandboxes.Reconcile(t.Context()); err != nil {
+			t.Fatal(err)
 		}
+		test(r)
+	})
+}
+
+// settled fails the test unless something holds once all have done what they can.
+func (r *rig) settled(what string, ok func() bool) {
+	r.Helper()
+	synctest.Wait()
+	if !ok() {
+		r.Errorf("not so: %s", what)
 	}
+}
+
+// look reads or changes the world while nothing else does.
+func (w *world) look(do func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	do()
 }
 
 func (r *rig) state(id string) sandbox.State {
@@ -39,9 +55,11 @@ func (r *rig) state(id string) sandbox.State {
 	return info.State
 }
 
+// hibernated has a sandbox idle until it hibernates, and not a moment longer.
 func (r *rig) hibernated(id string) {
 	r.Helper()
-	r.await("the sandbox hibernates", func() bool {
+	time.Sleep(control.DefaultHibernateAfter)
+	r.settled("the sandbox hibernates", func() bool {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		return r.boxes[id].State == sandbox.StateHibernated && r.suspended[id]
@@ -70,40 +88,39 @@ func (r *rig) noEvent() {
 }
 
 func TestIdleSandboxHibernatesAndWakes(t *testing.T) {
-	r := idleRig(t)
-	id := r.session()
-	for range 3 {
-		r.hibernated(id)
-		// The world hibernates a moment before it is noted.
-		r.await("it counts as hibernating", func() bool { n := r.sandboxes.Counts(); return n["hibernated"] == 1 && n["running"] == 0 })
-		r.mu.Lock()
-		before := r.restores
-		r.mu.Unlock()
-		var all sync.WaitGroup
-		for range 20 { // all share one wake
-			all.Go(func() {
-				if err := r.run(id); err != nil {
-					t.Error(err)
+	virtual(t, func(r *rig) {
+		id := r.session()
+		synctest.Wait()
+		time.Sleep(control.DefaultHibernateAfter - 1)
+		r.settled("it is awake until then", func() bool { return r.state(id) == sandbox.StateRunning })
+		time.Sleep(time.Nanosecond)
+		for cycle := range 3 {
+			r.settled("it counts as hibernating", func() bool { n := r.sandboxes.Counts(); return n["hibernated"] == 1 && n["running"] == 0 })
+			var all sync.WaitGroup
+			for range 20 {
+				all.Go(func() {
+					if err := r.run(id); err != nil {
+						r.Error(err)
+					}
+				})
+			}
+			all.Wait()
+			r.look(func() {
+				if r.restores != cycle+1 {
+					r.Errorf("in cycle %d the sandbox was woken for the %dth time; all share one wake", cycle, r.restores)
 				}
 			})
+			r.hibernated(id)
 		}
-		all.Wait()
-		r.mu.Lock()
-		// It may have hibernated again between two of them, but not for each.
-		if woken := r.restores - before; woken < 1 || woken > 5 {
-			t.Errorf("20 commands woke the sandbox %d times", woken)
+		if err := r.sandboxes.WriteFile(r.Context(), r.caller, id, "/x", 0o644, strings.NewReader("x")); err != nil {
+			r.Error(err)
 		}
-		r.mu.Unlock()
-	}
-	r.hibernated(id)
-	if err := r.sandboxes.WriteFile(t.Context(), r.caller, id, "/x", 0o644, strings.NewReader("x")); err != nil {
-		t.Error(err)
-	}
-	r.noEvent()
-	if _, err := r.service.DeleteSession(t.Context(), r.caller, id); err != nil {
-		t.Fatal(err)
-	}
-	r.empty()
+		r.noEvent()
+		if _, err := r.service.DeleteSession(r.Context(), r.caller, id); err != nil {
+			r.Fatal(err)
+		}
+		r.empty()
+	})
 }
 
 func (w *world) WriteFile(_ context.Context, id, _ string, _ uint32, content io.Reader) error {
@@ -133,107 +150,110 @@ func (p running) Wait(ctx context.Context) (sandbox.Exit, error) {
 }
 
 func TestUsedSandboxStaysAwake(t *testing.T) {
-	r := idleRig(t)
-	witness, id := r.session(), r.session()
-	if err := r.run(id); err != nil {
-		t.Fatal(err)
-	}
-	rec, err := r.store.Session(t.Context(), r.caller.Workspace, id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	release := r.sandboxes.Hold(rec)
-	process := running{end: make(chan struct{})}
-	r.mu.Lock()
-	r.process = process
-	r.mu.Unlock()
-	if err := r.run(id); err != nil {
-		t.Fatal(err)
-	}
-	// Time passes: another sandbox hibernates and is woken.
-	for range 3 {
-		r.hibernated(witness)
-		r.mu.Lock()
-		r.process = nil
-		r.mu.Unlock()
-		if err := r.run(witness); err != nil {
-			t.Fatal(err)
+	virtual(t, func(r *rig) {
+		id := r.session()
+		if err := r.run(id); err != nil {
+			r.Fatal(err)
 		}
-	}
-	if got := r.state(id); got != sandbox.StateRunning {
-		t.Errorf("with a hold and a command it is %s", got)
-	}
-	release()
-	release()
-	r.hibernated(witness)
-	if got := r.state(id); got != sandbox.StateRunning {
-		t.Errorf("with a command it is %s", got)
-	}
-	close(process.end)
-	r.hibernated(id)
-	r.sandboxes.Hold(rec)() // wakes without a command
-	r.await("it wakes", func() bool { return r.state(id) == sandbox.StateRunning })
+		rec, err := r.store.Session(r.Context(), r.caller.Workspace, id)
+		if err != nil {
+			r.Fatal(err)
+		}
+		release := r.sandboxes.Hold(rec)
+		process := running{end: make(chan struct{})}
+		r.look(func() { r.process = process })
+		if err := r.run(id); err != nil {
+			r.Fatal(err)
+		}
+		awake := func(with string) {
+			r.Helper()
+			time.Sleep(10 * control.DefaultHibernateAfter)
+			r.settled("awake with "+with, func() bool { return r.state(id) == sandbox.StateRunning })
+		}
+		awake("a hold and a command")
+		release()
+		release()
+		awake("a command")
+		close(process.end)
+		r.hibernated(id)
+		r.sandboxes.Hold(rec)() // wakes without a command
+		r.settled("it wakes", func() bool { return r.state(id) == sandbox.StateRunning })
+		_, body, err := r.sandboxes.ReadFile(r.Context(), r.caller, id, "/x")
+		if err != nil {
+			r.Fatal(err)
+		}
+		awake("a file that is read")
+		if err := body.Close(); err != nil {
+			r.Error(err)
+		}
+		r.hibernated(id)
+	})
 }
 
+// ReadFile opens an empty file.
+func (w *world) ReadFile(context.Context, string, string) (sandbox.FileInfo, io.ReadCloser, error) {
+	return sandbox.FileInfo{}, io.NopCloser(strings.NewReader("")), nil
+}
+
+// A sandbox that the engine finds busy is tried again after as long a time.
 func TestBusySandboxStaysAwake(t *testing.T) {
-	r := idleRig(t)
-	r.mu.Lock()
-	r.busy = true
-	r.mu.Unlock()
-	id := r.session()
-	for tried := range 4 {
+	virtual(t, func(r *rig) {
+		r.look(func() { r.busy = true })
+		id := r.session()
 		if err := r.run(id); err != nil {
-			t.Fatal(err)
+			r.Fatal(err)
 		}
-		r.await("it is tried again", func() bool {
-			r.mu.Lock()
-			defer r.mu.Unlock()
-			return r.refused > tried
+		for tried := range 4 {
+			time.Sleep(control.DefaultHibernateAfter)
+			r.settled("it was tried once more", func() (ok bool) {
+				r.look(func() { ok = r.refused == tried+1 && r.boxes[id].State == sandbox.StateRunning })
+				return ok
+			})
+		}
+		r.look(func() {
+			if r.checkpoints != 0 || r.restores != 0 {
+				r.Errorf("%d checkpoints, %d restores", r.checkpoints, r.restores)
+			}
+			r.busy = false
 		})
-	}
-	r.mu.Lock()
-	if r.checkpoints != 0 || r.restores != 0 {
-		t.Errorf("%d checkpoints, %d restores", r.checkpoints, r.restores)
-	}
-	r.busy = false
-	r.mu.Unlock()
-	r.hibernated(id)
+		r.hibernated(id)
+	})
 }
 
 func TestProcessesThatCannotBeBroughtBack(t *testing.T) {
-	r := idleRig(t)
-	id := r.session()
-	r.hibernated(id)
-	r.mu.Lock()
-	r.restoreErr = []error{sandbox.ErrCheckpoint} // once: tried again, and well
-	r.mu.Unlock()
-	if err := r.run(id); err != nil {
-		t.Error(err)
-	}
-	r.noEvent()
-	r.hibernated(id)
-	r.mu.Lock()
-	r.restoreErr = []error{sandbox.ErrCheckpoint, sandbox.ErrCheckpoint}
-	r.mu.Unlock()
-	if err := r.run(id); err != nil {
-		t.Error(err)
-	}
-	r.event("remade " + id)
-	r.hibernated(id)
-	r.mu.Lock()
-	r.restoreErr = []error{sandbox.ErrCapacity}
-	revives := r.revives
-	r.mu.Unlock()
-	if err := r.run(id); r.kind(err) != control.Unavailable {
-		t.Errorf("without capacity: %v", err)
-	}
-	if err := r.run(id); err != nil {
-		t.Errorf("with capacity again: %v", err)
-	}
-	if r.revives != revives {
-		t.Error("for want of capacity the processes were given up")
-	}
-	r.noEvent()
+	virtual(t, func(r *rig) {
+		id := r.session()
+		r.hibernated(id)
+		r.look(func() { r.restoreErr = []error{sandbox.ErrCheckpoint} }) // once: tried again, and well
+		if err := r.run(id); err != nil {
+			r.Error(err)
+		}
+		r.noEvent()
+		r.hibernated(id)
+		r.look(func() { r.restoreErr = []error{sandbox.ErrCheckpoint, sandbox.ErrCheckpoint} })
+		if err := r.run(id); err != nil {
+			r.Error(err)
+		}
+		r.event("remade " + id)
+		r.hibernated(id)
+		var revives int
+		r.look(func() { revives, r.restoreErr = r.revives, []error{sandbox.ErrCapacity} })
+		if err := r.run(id); r.kind(err) != control.Unavailable {
+			r.Errorf("without capacity: %v", err)
+		}
+		if n := r.sandboxes.Counts(); n["failed"] != 1 {
+			r.Errorf("without capacity: counts %v", n)
+		}
+		if err := r.run(id); err != nil {
+			r.Errorf("with capacity again: %v", err)
+		}
+		r.look(func() {
+			if r.revives != revives {
+				r.Error("for want of capacity the processes were given up")
+			}
+		})
+		r.noEvent()
+	})
 }
 
 func TestDeadSandboxIsRevived(t *testing.T) {
@@ -336,25 +356,47 @@ func TestReconcileKeepsWhatHasFiles(t *testing.T) {
 
 // Sessions that end while their sandboxes hibernate or wake leave nothing.
 func TestDeleteWhileHibernating(t *testing.T) {
-	r := idleRig(t)
-	for i := range 40 {
+	virtual(t, func(r *rig) {
+		for i := range 40 {
+			id := r.session()
+			synctest.Wait()
+			r.look(func() { r.took = time.Second })
+			// Before, at the beginning of, during, at the end of, and after its hibernation.
+			time.Sleep(control.DefaultHibernateAfter + time.Duration(i%8-2)*time.Second/4)
+			var all sync.WaitGroup
+			for range i % 5 {
+				all.Go(func() { _ = r.run(id) }) // refused or not: what remains counts
+			}
+			if _, err := r.service.DeleteSession(r.Context(), r.caller, id); err != nil {
+				r.Fatal(err)
+			}
+			all.Wait()
+			r.empty()
+			if r.Failed() {
+				return
+			}
+		}
+	})
+}
+
+// A turn that begins while its sandbox is being put aside has it woken, although
+// it does not wait.
+func TestHoldWhileHibernating(t *testing.T) {
+	virtual(t, func(r *rig) {
 		id := r.session()
-		if i%2 == 0 {
-			r.hibernated(id)
-		} else {
-			<-time.After(r.after + time.Duration(i)*time.Millisecond/4) // any moment will do
+		rec, err := r.store.Session(r.Context(), r.caller.Workspace, id)
+		if err != nil {
+			r.Fatal(err)
 		}
-		var all sync.WaitGroup
-		for range 4 {
-			all.Go(func() { _ = r.run(id) }) // refused or not: what remains counts
-		}
-		if _, err := r.service.DeleteSession(t.Context(), r.caller, id); err != nil {
-			t.Fatal(err)
-		}
-		all.Wait()
-		r.empty()
-		if t.Failed() {
-			return
-		}
-	}
+		synctest.Wait()
+		r.look(func() { r.took = time.Second })
+		time.Sleep(control.DefaultHibernateAfter + time.Second/2)
+		release := r.sandboxes.Hold(rec)
+		defer release()
+		time.Sleep(time.Hour)
+		r.settled("it was put aside and woken", func() (ok bool) {
+			r.look(func() { ok = r.checkpoints == 1 && r.boxes[id].State == sandbox.StateRunning })
+			return ok
+		})
+	})
 }

@@ -4,249 +4,152 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
-	"time"
 
+	"github.com/atoll-run/atoll/internal/control/lifecycle"
 	"github.com/atoll-run/atoll/internal/egress"
 	"github.com/atoll-run/atoll/internal/sandbox"
 )
 
-// SandboxEvent is what happened to a session's sandbox by itself.
-type SandboxEvent string
-
-// What can happen to a sandbox.
-const (
-	// SandboxRemade: its processes ended (out of memory, say, or they could not be
-	// brought back from hibernation) and it was started anew on its files.
-	SandboxRemade SandboxEvent = "remade"
-	// SandboxLost: its files are lost, mostly with a restart of the machine, and a
-	// fresh sandbox takes its place.
-	SandboxLost SandboxEvent = "lost"
-	// SandboxCutOff: its network is broken, and is not mended while it runs.
-	SandboxCutOff SandboxEvent = "cut off"
-	// SandboxUnbuildable: there is none, because the environment's packages could
-	// not be installed.
-	SandboxUnbuildable SandboxEvent = "unbuildable"
-)
-
-// words of the events that carry none of their own, for the session's log.
-var sandboxWords = map[SandboxEvent]string{
-	SandboxCutOff: "The session's sandbox has no network any more, because it was taken apart or damaged on the server's machine: it reaches nothing. Its files and processes are there.",
+// work does what a working state of a session's sandbox is for; it was in status
+// was before.
+func (s *Sandboxes) work(ctx context.Context, rec SessionRecord, was, now *lifecycle.Status) (lifecycle.Event, error) {
+	switch now.State {
+	case lifecycle.Starting:
+		return s.start(ctx, rec, was)
+	case lifecycle.Waking:
+		return s.wake(ctx, rec, was)
+	case lifecycle.GoingToSleep:
+		return s.hibernate(ctx, rec.ID), nil
+	}
+	return s.end(ctx, rec.ID, was)
 }
 
-// entry is one session's sandbox as far as this server knows it, and the newest
-// attempt to make it or bring it back.
-type entry struct {
-	attempt attempt
-	cancel  context.CancelFunc // ends the attempt
-	done    chan struct{}      // closed when the attempt ended
-	err     error              // why it failed; read after done
-
-	// The rest is guarded by Sandboxes.mu; condition holds once done is closed
-	// and err is nil.
-	condition condition
-	ending    ending        // why, with conditionLost
-	over      error         // what users are told once the session has ended; nil before
-	asleep    chan struct{} // closed when the hibernation under way has ended; nil without one
-	life      *life
+// start makes a sandbox in place of what may be left of another.
+func (s *Sandboxes) start(ctx context.Context, rec SessionRecord, was *lifecycle.Status) (_ lifecycle.Event, err error) {
+	if was.State == lifecycle.Lost || was.Cause != nil {
+		err = s.remove(ctx, rec.ID)
+	}
+	if err == nil {
+		err = s.prepare(ctx, rec)
+	}
+	if err == nil {
+		return lifecycle.Runs, nil
+	}
+	s.logFailure(ctx, rec.ID, err)
+	if fault, ok := AsFault(sandboxFault(ctx, err)); ok && fault.Code == CodeBuildFailed && ctx.Err() == nil {
+		s.notify(rec, SandboxUnbuildable, fault.Message)
+	}
+	return lifecycle.Failed, err
 }
 
-// attempt is a way to get a running sandbox.
-type attempt int
-
-const (
-	attemptMake   attempt = iota // a new one, in place of what is left of another
-	attemptWake                  // from hibernation
-	attemptRevive                // a dead one, on its files
-)
-
-// condition is what a session's sandbox is in, between attempts.
-type condition int
-
-const (
-	conditionRunning    condition = iota
-	conditionHibernated           // wakes for the next use
-	conditionEnded                // died, its files are there: revived for the next use
-	conditionLost                 // gone with its files, and nobody was told yet
-)
-
-// isOver tells whether the attempt has ended.
-func (e *entry) isOver() bool {
-	select {
-	case <-e.done:
-		return true
-	default:
-		return false
+func (s *Sandboxes) logFailure(ctx context.Context, session string, err error) {
+	if ctx.Err() == nil && !errors.Is(err, errSessionGone) {
+		s.log.ErrorContext(ctx, "session has no sandbox", "session_id", session, "error", err)
 	}
 }
 
-// life counts who uses a session's sandbox, across attempts. Its methods may be
-// called at the same time.
-type life struct {
-	mu    sync.Mutex
-	users int
-	since time.Time // since when nobody uses it
-}
-
-func newLife() *life { return &life{since: time.Now()} }
-
-// enter adds a user; release may be called more than once.
-func (l *life) enter() (release func()) {
-	l.mu.Lock()
-	l.users++
-	l.mu.Unlock()
-	return sync.OnceFunc(l.leave)
-}
-
-func (l *life) leave() {
-	l.mu.Lock()
-	l.users--
-	l.since = time.Now()
-	l.mu.Unlock()
-}
-
-// touch begins the idle time anew.
-func (l *life) touch() {
-	l.mu.Lock()
-	l.since = time.Now()
-	l.mu.Unlock()
-}
-
-// idle tells since when nobody uses the sandbox; the zero time while somebody does.
-func (l *life) idle() time.Time {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.users > 0 {
-		return time.Time{}
-	}
-	return l.since
-}
-
-// enter returns the session's sandbox running and in use, until life.leave. It
-// wakes a hibernated one and revives a dead one; all who wait share that. An
-// attempt that fails is made again by the next to come, not by those who waited,
-// unless the environment's packages could not be installed: that is tried by the
-// next session or update.
-func (s *Sandboxes) enter(ctx context.Context, rec SessionRecord) (*entry, error) {
-	for {
-		s.mu.Lock()
-		e := s.current(rec)
-		wait := e.done
-		if e.isOver() {
-			switch {
-			case e.over != nil, e.err != nil:
-				s.mu.Unlock()
-				return nil, s.failure(ctx, e)
-			case e.asleep != nil:
-				wait = e.asleep
-			case e.condition == conditionLost:
-				s.mu.Unlock()
-				return nil, s.ended(ctx, rec, e)
-			default:
-				e.life.enter()
-				s.mu.Unlock()
-				return e, nil
-			}
-		}
-		s.mu.Unlock()
-		select {
-		case <-wait:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-		if wait == e.done && e.err != nil {
-			return nil, s.failure(ctx, e)
-		}
-	}
-}
-
-// current returns the session's entry and begins the attempt that it calls for.
-// The caller holds mu.
-func (s *Sandboxes) current(rec SessionRecord) *entry {
-	e := s.entries[rec.ID]
+// prepare makes the sandbox of a session, or nothing. The session's record is
+// read again, because a command that read it before the session was deleted may
+// get here afterwards; whoever deletes a record calls SessionEnded after it, so
+// that a preparation which still saw the record is ended.
+func (s *Sandboxes) prepare(ctx context.Context, rec SessionRecord) error {
+	rec, err := s.store.Session(ctx, rec.Workspace, rec.ID)
 	switch {
-	case e == nil:
-		return s.begin(rec, attemptMake)
-	case !e.isOver() || e.asleep != nil || e.over != nil:
-		return e
-	case e.err != nil && !s.stillFailing(rec, e.err):
-		return s.begin(rec, e.attempt)
-	case e.err == nil && e.condition == conditionHibernated:
-		return s.begin(rec, attemptWake)
-	case e.err == nil && e.condition == conditionEnded:
-		return s.begin(rec, attemptRevive)
+	case errors.Is(err, ErrNoRecord) || err == nil && !rec.ArchivedAt.IsZero():
+		return errSessionGone
+	case err != nil:
+		return fmt.Errorf("reading the session: %w", err)
 	}
-	return e
-}
-
-// begin makes an attempt at a session's sandbox, in place of the former entry.
-// The caller holds mu.
-func (s *Sandboxes) begin(rec SessionRecord, how attempt) *entry {
-	former := s.entries[rec.ID]
-	ctx, cancel := context.WithCancel(s.ctx)
-	e := &entry{attempt: how, cancel: cancel, done: make(chan struct{}), life: newLife()}
-	if former != nil {
-		e.life = former.life
+	env, err := SessionConfig(rec)
+	if err != nil {
+		return err
 	}
-	s.entries[rec.ID] = e
-	s.work.Go(func() {
-		defer close(e.done)
-		defer cancel()
-		switch {
-		case how != attemptMake:
-			e.err = s.bringBack(ctx, rec, how)
-		case former != nil:
-			if e.err = s.remove(ctx, rec.ID); e.err == nil {
-				e.err = s.prepare(ctx, rec)
-			}
-		default:
-			e.err = s.prepare(ctx, rec)
-		}
-		e.life.touch()
-		switch {
-		case errors.Is(e.err, errSessionGone):
-			s.forget(rec.ID, e)
-		case errors.Is(e.err, sandbox.ErrFilesLost):
-			ending := endingRestart
-			if errors.Is(e.err, sandbox.ErrNotFound) {
-				ending = endingRemoved
-			}
-			e.err, e.condition, e.ending = nil, conditionLost, ending // before done: nobody reads it yet
-		case e.err != nil && ctx.Err() == nil:
-			s.log.ErrorContext(ctx, "session has no sandbox", "session_id", rec.ID, "error", e.err)
-			if fault, ok := AsFault(sandboxFault(ctx, e.err)); ok && fault.Code == CodeBuildFailed {
-				s.notify(rec, SandboxUnbuildable, fault.Message)
-			}
-		}
-	})
-	return e
-}
-
-// bringBack wakes a hibernated sandbox or revives a dead one, in new namespaces:
-// gVisor takes a namespace's addresses over and does not give them back.
-// Processes that cannot be brought back are given up, files are not.
-func (s *Sandboxes) bringBack(ctx context.Context, rec SessionRecord, how attempt) error {
+	root, release, err := s.builds.Root(ctx, rec.Environment, &env.CloudConfig)
+	if err != nil {
+		return err
+	}
+	defer release() // a mounted layer needs nobody to keep it
 	leave, err := s.slot(ctx)
 	if err != nil {
 		return err
 	}
 	defer leave()
-	start := time.Now()
+	netns, err := s.openNetwork(ctx, rec, env, root.Base)
+	if err != nil {
+		return err
+	}
+	err = s.engine.Create(ctx, s.spec(rec, root, netns))
+	if err != nil {
+		return errors.Join(
+			fmt.Errorf("making the sandbox: %w", err),
+			s.network.Close(context.WithoutCancel(ctx), rec.ID))
+	}
+	return nil
+}
+
+// slot waits until few enough sandboxes are being made at the same time.
+func (s *Sandboxes) slot(ctx context.Context) (leave func(), err error) {
+	select {
+	case s.slots <- struct{}{}:
+		return func() { <-s.slots }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// spec is what a session's sandbox is made of.
+func (s *Sandboxes) spec(rec SessionRecord, root Root, netns string) sandbox.Spec {
+	return sandbox.Spec{
+		ID: rec.ID, Hostname: "atoll", Layers: root.Dirs, Env: root.Base.Env,
+		Dir:   "/workspace",
+		Dirs:  []string{"/workspace", "/mnt/session/uploads", "/mnt/session/outputs"},
+		Files: sandboxFiles("atoll"), Limits: s.limits, NetNS: netns,
+		Labels: map[string]string{labelKind: kindSession, labelWorkspace: rec.Workspace},
+	}
+}
+
+// wake brings a sandbox that hibernates or died back. Where that fails it is as
+// it was, unless its files are lost.
+func (s *Sandboxes) wake(ctx context.Context, rec SessionRecord, was *lifecycle.Status) (lifecycle.Event, error) {
+	err := s.bringBack(ctx, rec, was)
+	switch {
+	case err == nil:
+		return lifecycle.Runs, nil
+	case errors.Is(err, sandbox.ErrFilesLost) && errors.Is(err, sandbox.ErrNotFound):
+		return lifecycle.Vanished, endingRemoved
+	case errors.Is(err, sandbox.ErrFilesLost):
+		return lifecycle.Vanished, endingRestart
+	}
+	s.logFailure(ctx, rec.ID, err)
+	if was.State == lifecycle.Asleep {
+		return lifecycle.Sleeps, err
+	}
+	return lifecycle.Died, err
+}
+
+// bringBack wakes a hibernated sandbox or revives a dead one, in new namespaces:
+// gVisor takes a namespace's addresses over and does not give them back.
+// Processes that cannot be brought back are given up, files are not.
+func (s *Sandboxes) bringBack(ctx context.Context, rec SessionRecord, was *lifecycle.Status) error {
+	leave, err := s.slot(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	why := endingImage
-	if how == attemptRevive {
+	if was.State == lifecycle.Dead && !errors.As(was.Cause, &why) {
 		why = s.died(ctx, rec.ID)
 	}
 	if info, err := s.engine.Inspect(ctx, rec.ID); err == nil && info.State == sandbox.StateRunning {
 		return nil // it only seemed to be gone; its network is in use
 	}
-	if how == attemptWake {
+	if was.State == lifecycle.Asleep {
 		err = s.connected(ctx, rec, s.engine.Restore)
 		if errors.Is(err, sandbox.ErrCheckpoint) {
 			s.log.WarnContext(ctx, "waking a sandbox failed, trying once more", "session_id", rec.ID, "error", err)
 			err = s.connected(ctx, rec, s.engine.Restore)
 		}
 		if err == nil {
-			s.log.DebugContext(ctx, "sandbox woken", "session_id", rec.ID, "took", time.Since(start))
 			return nil
 		}
 		if !errors.Is(err, sandbox.ErrCheckpoint) && !errors.Is(err, sandbox.ErrNotRunning) {
@@ -257,7 +160,7 @@ func (s *Sandboxes) bringBack(ctx context.Context, rec SessionRecord, how attemp
 	if err := s.connected(ctx, rec, s.engine.Revive); err != nil {
 		return fmt.Errorf("starting the sandbox anew: %w", err)
 	}
-	s.log.InfoContext(ctx, "sandbox started anew on its files", "session_id", rec.ID, "took", time.Since(start))
+	s.log.InfoContext(ctx, "sandbox started anew on its files", "session_id", rec.ID)
 	s.notify(rec, SandboxRemade, remadeWords(why))
 	return nil
 }
@@ -278,83 +181,82 @@ func (s *Sandboxes) connected(ctx context.Context, rec SessionRecord, start func
 	return err
 }
 
-// runs tells whether a sandbox that should run does, and notes it if not.
-func (s *Sandboxes) runs(ctx context.Context, rec SessionRecord, e *entry) bool {
-	info, err := s.engine.Inspect(ctx, rec.ID)
-	if err == nil && info.State == sandbox.StateRunning {
+// hibernate puts a sandbox aside, unless the engine finds it busy.
+func (s *Sandboxes) hibernate(ctx context.Context, id string) lifecycle.Event {
+	err := s.engine.Checkpoint(ctx, id)
+	switch {
+	case err == nil:
+		// The network's connections end here; the sandbox's ends of them when it
+		// is restored. Should this fail, waking makes up for it.
+		if err := s.network.Suspend(context.WithoutCancel(ctx), id); err != nil && !errors.Is(err, egress.ErrNotFound) {
+			s.log.ErrorContext(ctx, "taking a session's network down", "session_id", id, "error", err)
+		}
+		return lifecycle.Sleeps
+	case errors.Is(err, sandbox.ErrNotRunning):
+		return lifecycle.Died
+	case errors.Is(err, sandbox.ErrNotFound), errors.Is(err, sandbox.ErrBusy):
+		s.log.DebugContext(ctx, "sandbox does not hibernate", "session_id", id, "error", err)
+	default:
+		s.log.WarnContext(ctx, "sandbox does not hibernate", "session_id", id, "error", err)
+	}
+	return lifecycle.Runs // one that is gone is missed by its next use
+}
+
+// end removes all that the sandbox of an ended session had, or says what is left.
+func (s *Sandboxes) end(ctx context.Context, id string, was *lifecycle.Status) (lifecycle.Event, error) {
+	err := s.remove(ctx, id)
+	if err == nil {
+		return lifecycle.Removed, nil
+	}
+	fact, why := s.look(ctx, id)
+	if fact == lifecycle.Vanished && (was.State == lifecycle.Absent || was.State == lifecycle.Starting) {
+		return lifecycle.Failed, err // there was none to lose
+	}
+	return fact, errors.Join(err, why)
+}
+
+// remove frees all that a sandbox had: its processes first, so that nothing
+// uses the network that goes with it.
+func (s *Sandboxes) remove(ctx context.Context, id string) error {
+	ctx = context.WithoutCancel(ctx)
+	if err := s.engine.Destroy(ctx, id); err != nil {
+		return fmt.Errorf("removing sandbox %s: %w", id, err)
+	}
+	if err := s.network.Close(ctx, id); err != nil {
+		return fmt.Errorf("removing the network of %s: %w", id, err)
+	}
+	return nil
+}
+
+// look finds out what became of a sandbox, and why. One that the engine cannot
+// tell anything of counts as running.
+func (s *Sandboxes) look(ctx context.Context, id string) (fact lifecycle.Event, why error) {
+	info, err := s.engine.Inspect(context.WithoutCancel(ctx), id)
+	switch {
+	case errors.Is(err, sandbox.ErrNotFound):
+		return lifecycle.Vanished, endingRemoved
+	case err != nil:
+		s.log.ErrorContext(ctx, "looking for a sandbox", "session_id", id, "error", err)
+		return lifecycle.Runs, nil
+	case info.State == sandbox.StateRunning:
+		return lifecycle.Runs, nil
+	case info.State == sandbox.StateHibernated:
+		return lifecycle.Sleeps, nil
+	case info.Files:
+		return lifecycle.Died, s.died(ctx, id)
+	}
+	return lifecycle.Vanished, endingRestart
+}
+
+// runs tells whether a sandbox that was awake runs. If not, what became of it is
+// noted, unless its status has passed already.
+func (s *Sandboxes) runs(ctx context.Context, rec SessionRecord, awake *lifecycle.Status) bool {
+	fact, why := s.look(ctx, rec.ID)
+	if fact == lifecycle.Runs {
 		return true
 	}
-	s.note(rec, e, info, err)
+	m, release := s.hold(rec)
+	defer release()
+	m.Report(awake, fact, why)
 	return false
-}
-
-// notice looks what became of a sandbox that does not answer.
-func (s *Sandboxes) notice(ctx context.Context, rec SessionRecord, e *entry) condition {
-	info, err := s.engine.Inspect(ctx, rec.ID)
-	return s.note(rec, e, info, err)
-}
-
-// note sets an entry's condition to what the engine says of its sandbox.
-func (s *Sandboxes) note(rec SessionRecord, e *entry, info sandbox.Info, err error) condition {
-	now := conditionLost
-	switch {
-	case err != nil:
-	case info.State == sandbox.StateHibernated:
-		now = conditionHibernated
-	case info.State == sandbox.StateRunning:
-		now = conditionRunning // another was quicker to bring it back
-	case info.Files:
-		now = conditionEnded
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.entries[rec.ID] == e && e.asleep == nil {
-		if now == conditionLost && e.condition != conditionLost {
-			e.ending = lostBy(info, err)
-		}
-		e.condition = now
-	}
-	return now
-}
-
-// ended handles a sandbox that is not there any more. If its session has ended,
-// that is why. Otherwise whoever waits for a command in it is told what became of
-// it: if its files are there it is revived at once; else the loss is told, and the
-// next command gets a fresh one.
-func (s *Sandboxes) ended(ctx context.Context, rec SessionRecord, e *entry) error {
-	if over := s.sessionEnd(e); over != nil {
-		return over
-	}
-	now := s.notice(context.WithoutCancel(ctx), rec, e)
-	why := s.died(ctx, rec.ID)
-	s.mu.Lock()
-	if e.over != nil { // meanwhile
-		s.mu.Unlock()
-		return e.over
-	}
-	lost := s.entries[rec.ID] == e && now == conditionLost
-	if now == conditionLost {
-		why = e.ending
-	}
-	switch {
-	case lost:
-		s.begin(rec, attemptMake)
-	case s.entries[rec.ID] == e:
-		s.current(rec)
-	}
-	s.mu.Unlock()
-	if lost {
-		s.notify(rec, SandboxLost, lostWords(why))
-	}
-	switch now {
-	case conditionLost:
-		return Faultf(Conflict, "The sandbox of session %s ended %s. "+
-			"Its files are lost; the next command runs in a fresh sandbox.", rec.ID, why.reason())
-	case conditionEnded:
-		return Faultf(Conflict, "The sandbox of session %s ended %s. "+
-			"Its processes are gone and its files are kept; the next command finds them.", rec.ID, why.reason())
-	}
-	// It hibernates, or another command has brought it back already.
-	return Faultf(Conflict, "The sandbox of session %s ended while the command ran, and was started anew or put aside. "+
-		"Its processes are gone and its files are kept; the next command finds them.", rec.ID)
 }

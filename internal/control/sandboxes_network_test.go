@@ -11,32 +11,28 @@ import (
 // A network that is taken apart under a sandbox is told to its session, once; so
 // is one that cannot be had back after a restart.
 func TestE222BrokenNetwork(t *testing.T) {
-	r := newRig(t)
-	if err := r.sandboxes.Reconcile(r.Context()); err != nil {
-		t.Fatal(err)
-	}
-	id := r.session()
-	if err := r.run(id); err != nil {
-		t.Fatal(err)
-	}
-	r.mu.Lock()
-	r.world.broken = []egress.Meta{{SessionID: "build-1", Source: egress.SourceBuild}, {SessionID: id, WorkspaceID: r.caller.Workspace}}
-	r.mu.Unlock()
-	r.event("cut off " + id)
-	if err := r.run(id); err != nil {
-		t.Errorf("a command without network: %v", err)
-	}
-	r.mu.Lock()
-	r.closed = errors.New("its table of names is damaged")
-	r.mu.Unlock()
-	r.open()
-	if err := r.sandboxes.Reconcile(r.Context()); err != nil {
-		t.Fatal(err)
-	}
-	r.event("cut off " + id)
-	if err := r.run(id); err != nil {
-		t.Errorf("a command without network: %v", err)
-	}
+	virtual(t, func(r *rig) {
+		id := r.session()
+		if err := r.run(id); err != nil {
+			r.Fatal(err)
+		}
+		r.look(func() {
+			r.world.broken = []egress.Meta{{SessionID: "build-1", Source: egress.SourceBuild}, {SessionID: id, WorkspaceID: r.caller.Workspace}}
+		})
+		r.event("cut off " + id)
+		if err := r.run(id); err != nil {
+			r.Errorf("a command without network: %v", err)
+		}
+		r.look(func() { r.closed = errors.New("its table of names is damaged") })
+		r.open()
+		if err := r.sandboxes.Reconcile(r.Context()); err != nil {
+			r.Fatal(err)
+		}
+		r.event("cut off " + id)
+		if err := r.run(id); err != nil {
+			r.Errorf("a command without network: %v", err)
+		}
+	})
 }
 
 // Without its network a session has no sandbox: none is started beside it.

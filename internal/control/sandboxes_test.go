@@ -42,6 +42,7 @@ type world struct {
 	restoreErr  []error          // of the next Restores
 	busy        bool             // Checkpoint answers ErrBusy
 	refused     int              // how often it did
+	took        time.Duration    // of each Checkpoint and Restore
 }
 
 func (w *world) Inspect(_ context.Context, id string) (sandbox.Info, error) {
@@ -70,7 +71,16 @@ func (w *world) set(id string, state sandbox.State, files bool) {
 	w.boxes[id] = info
 }
 
+// takes has time pass for work that takes some.
+func (w *world) takes() {
+	w.mu.Lock()
+	took := w.took
+	w.mu.Unlock()
+	time.Sleep(took)
+}
+
 func (w *world) Checkpoint(_ context.Context, id string) error {
+	w.takes()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	info, there := w.boxes[id]
@@ -90,6 +100,7 @@ func (w *world) Checkpoint(_ context.Context, id string) error {
 }
 
 func (w *world) Restore(_ context.Context, id, netns string) error {
+	w.takes()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.restores++
@@ -241,6 +252,7 @@ func (n network) Close(_ context.Context, id string) error {
 		return errors.New("the network was closed under a running sandbox")
 	}
 	delete(n.w.networks, id)
+	delete(n.w.suspended, id)
 	return nil
 }
 
@@ -310,8 +322,17 @@ type rig struct {
 	layers    string    // directory of the layer store
 	clock     func() time.Time
 
-	after  time.Duration // HibernateAfter; zero is the default
-	events chan string   // "what session" of each SandboxEvent
+	events chan string // "what session" of each SandboxEvent
+
+	wrap func(*outside) // changes what open connects the server's part to; nil changes nothing
+}
+
+// outside is what control calls.
+type outside struct {
+	control.Store
+	control.Engine
+	control.Network
+	control.Templates
 }
 
 func newRig(t *testing.T) *rig {
@@ -358,13 +379,17 @@ func (r *rig) open() {
 		r.Fatal(err)
 	}
 	tpl := templates{&image.Base{Template: "base", Digest: "d", Dir: r.layers, Arch: "amd64", Managers: map[string]string{"pip": "1"}}}
-	builds := control.NewBuilds(control.BuildsConfig{Store: r.store, Templates: tpl, Builder: builder})
+	out := outside{r.store, r.world, network{r.world}, tpl}
+	if r.wrap != nil {
+		r.wrap(&out)
+	}
+	builds := control.NewBuilds(control.BuildsConfig{Store: out.Store, Templates: out.Templates, Builder: builder})
 	r.builds, r.builder, r.templates = builds, builder, tpl
-	r.sandboxes = control.NewSandboxes(control.SandboxesConfig{Store: r.store, Engine: r.world, Network: network{r.world}, Builds: builds,
-		HibernateAfter: r.after, Notify: func(rec control.SessionRecord, what control.SandboxEvent, _ string) {
+	r.sandboxes = control.NewSandboxes(control.SandboxesConfig{Store: out.Store, Engine: out.Engine, Network: out.Network, Builds: builds,
+		Notify: func(rec control.SessionRecord, what control.SandboxEvent, _ string) {
 			r.events <- string(what) + " " + rec.ID
 		}})
-	r.service = control.New(control.Config{Store: r.store, Templates: tpl, Runtime: r.sandboxes})
+	r.service = control.New(control.Config{Store: out.Store, Templates: tpl, Runtime: r.sandboxes})
 	sandboxes := r.sandboxes
 	r.Cleanup(func() {
 		if err := errors.Join(builds.Shutdown(context.Background()), sandboxes.Shutdown(context.Background())); err != nil {
@@ -485,17 +510,32 @@ func TestCommandsDuringDelete(t *testing.T) {
 	}
 }
 
-// A failure that may pass is tried again by the next command.
+// A failure that may pass is told to those who waited, and tried again by the
+// next command.
 func TestPreparationIsTriedAgain(t *testing.T) {
-	r := newRig(t)
-	r.failNext = sandbox.ErrCapacity
-	id := r.session()
-	if err := r.run(id); err != nil && r.kind(err) != control.Unavailable {
-		t.Errorf("without capacity: %v", err)
-	}
-	if err := r.run(id); err != nil {
-		t.Errorf("with capacity again: %v", err)
-	}
+	virtual(t, func(r *rig) {
+		r.look(func() { r.failNext = sandbox.ErrCapacity })
+		id := r.session()
+		r.settled("it failed", func() bool { return r.sandboxes.Counts()["failed"] == 1 })
+		r.look(func() { r.failNext, r.hold = sandbox.ErrCapacity, make(chan struct{}) })
+		var all sync.WaitGroup
+		for range 10 {
+			all.Go(func() {
+				if err := r.run(id); r.kind(err) != control.Unavailable {
+					r.Errorf("without capacity: %v", err)
+				}
+			})
+		}
+		r.settled("they wait", func() bool { return r.sandboxes.Counts()["preparing"] == 1 })
+		close(r.hold)
+		all.Wait()
+		if err := r.run(id); err != nil {
+			r.Errorf("with capacity again: %v", err)
+		}
+		if r.creates != 3 {
+			r.Errorf("%d attempts, want 3", r.creates)
+		}
+	})
 }
 
 // The loss of a sandbox is told once; then there is a fresh one.
@@ -516,6 +556,43 @@ func TestEndedSandboxIsTold(t *testing.T) {
 	if err := r.run(id); err != nil {
 		t.Errorf("in the fresh one: %v", err)
 	}
+}
+
+// Of many whose sandbox is lost each is told, and the session's log once; who
+// comes afterwards waits for the fresh one.
+func TestLossIsTold(t *testing.T) {
+	virtual(t, func(r *rig) {
+		id := r.session()
+		process := endedProcess{end: make(chan struct{})}
+		r.look(func() { r.process = process })
+		var all sync.WaitGroup
+		for range 10 {
+			p, err := r.sandboxes.Exec(r.Context(), r.caller, id, sandbox.Command{Args: []string{"sleep"}})
+			if err != nil {
+				r.Fatal(err)
+			}
+			all.Go(func() {
+				_, err := p.Wait(r.Context())
+				r.fault(err, control.Conflict, "with a restart of the machine. Its files are lost", "")
+			})
+		}
+		r.set(id, sandbox.StateStopped, false)
+		r.look(func() { r.process, r.hold = nil, make(chan struct{}) }) // the fresh one takes time
+		close(process.end)
+		all.Wait()
+		r.event("lost " + id)
+		for range 10 {
+			all.Go(func() {
+				if err := r.run(id); err != nil {
+					r.Errorf("a command for the fresh one: %v", err)
+				}
+			})
+		}
+		r.settled("it is being made", func() bool { return r.sandboxes.Counts()["preparing"] == 1 })
+		close(r.hold)
+		all.Wait()
+		r.noEvent()
+	})
 }
 
 // A sandbox that ends under a command is told to who waits for it.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/atoll-run/atoll/internal/control/lifecycle"
 	"github.com/atoll-run/atoll/internal/egress"
 	"github.com/atoll-run/atoll/internal/image"
 	"github.com/atoll-run/atoll/internal/sandbox"
@@ -17,21 +18,12 @@ func (s *Sandboxes) Exec(ctx context.Context, caller Caller, session string, cmd
 	var p sandbox.Process
 	err := s.use(ctx, caller, session, again, func(u usage) error {
 		started, err := s.engine.Exec(ctx, u.id, cmd)
-		if err != nil {
-			return err
+		if err == nil {
+			p = &command{Process: started, ended: u.ended}
 		}
-		release := u.hold()
-		s.work.Go(func() {
-			_, _ = started.Wait(s.ctx)
-			release()
-		})
-		p = &command{Process: started, ended: u.ended}
-		return nil
+		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	return p, nil
+	return p, err
 }
 
 // command is a process whose sandbox may end under it.
@@ -56,24 +48,9 @@ func (s *Sandboxes) ReadFile(ctx context.Context, caller Caller, session, path s
 	var body io.ReadCloser
 	err := s.use(ctx, caller, session, again, func(u usage) (err error) {
 		info, body, err = s.engine.ReadFile(ctx, u.id, path)
-		if err == nil {
-			body = &heldBody{ReadCloser: body, release: u.hold()}
-		}
 		return err
 	})
 	return info, body, err
-}
-
-// heldBody is the content of a file whose sandbox is in use until it is closed.
-type heldBody struct {
-	io.ReadCloser
-	release func()
-}
-
-// Close ends the transfer.
-func (b *heldBody) Close() error {
-	defer b.release()
-	return b.ReadCloser.Close()
 }
 
 // WriteFile replaces a file of the session.
@@ -121,8 +98,6 @@ func (s *Sandboxes) session(ctx context.Context, caller Caller, id string) (Sess
 // usage is a sandbox in the hands of one request.
 type usage struct {
 	id string
-	// hold keeps the sandbox in use beyond the request, until release.
-	hold func() (release func())
 	// ended says for the caller that the sandbox is not there any more.
 	ended func() error
 }
@@ -147,22 +122,27 @@ func (s *Sandboxes) use(ctx context.Context, caller Caller, session string, repe
 		return Faultf(Conflict, "Session %s is archived; its sandbox is gone.", rec.ID)
 	}
 	for first := true; ; first = false {
-		e, err := s.enter(ctx, rec)
-		if err != nil {
+		m, release := s.hold(rec)
+		awake, err := m.Await(ctx)
+		switch {
+		case awake != nil && awake.State == lifecycle.Lost:
+			release()
+			return s.ended(ctx, rec, awake)
+		case err != nil:
+			release()
 			return sandboxFault(ctx, err)
-		}
-		if first && repeat == once && !s.runs(ctx, rec, e) {
-			e.life.leave()
+		case first && repeat == once && !s.runs(ctx, rec, awake):
+			release()
 			continue
 		}
-		u := usage{id: rec.ID, hold: e.life.enter, ended: func() error { return s.ended(ctx, rec, e) }}
+		u := usage{id: rec.ID, ended: func() error { return s.ended(ctx, rec, awake) }}
 		err = do(u)
-		e.life.leave()
+		release()
 		switch {
 		case !goneSandbox(err):
 			return sandboxFault(ctx, err)
-		case first && repeat == again && s.sessionEnd(e) == nil:
-			s.notice(ctx, rec, e)
+		case first && repeat == again && sessionEnd(awake) == nil:
+			s.runs(ctx, rec, awake)
 		default:
 			return u.ended()
 		}
@@ -189,6 +169,9 @@ func (s *Sandboxes) stillFailing(rec SessionRecord, err error) bool {
 // sandboxFault translates the errors of the engine and of preparation.
 func sandboxFault(ctx context.Context, err error) error {
 	var failure *image.Failure
+	if _, ok := AsFault(err); ok {
+		return err
+	}
 	switch {
 	case err == nil:
 		return nil

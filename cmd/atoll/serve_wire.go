@@ -163,9 +163,11 @@ func (w *wiring) openControl(ctx context.Context) error {
 		defer cancel()
 		return errors.Join(builds.Shutdown(ctx), w.sandboxes.Shutdown(ctx))
 	})
-	if err := w.sandboxes.Reconcile(ctx); err != nil {
-		// What could not be removed stays; it hinders nothing that is new.
+	switch err := w.sandboxes.Reconcile(ctx); {
+	case errors.Is(err, control.ErrLeftBehind):
 		w.log.ErrorContext(ctx, "reconciling left something behind", "error", err)
+	case err != nil:
+		return fmt.Errorf("looking for sandboxes: %w", err)
 	}
 	w.cache = &control.Cache{Store: w.store, Workspaces: w.store, Builder: w.builder, Templates: w.templates, Builds: builds, Downloads: w.downloads, Quota: int64(w.cfg.Packages.Quota), Report: w.pruned}
 	if err := w.openAgents(ctx); err != nil {

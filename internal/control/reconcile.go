@@ -9,12 +9,18 @@ import (
 	"github.com/atoll-run/atoll/internal/sandbox"
 )
 
+// ErrLeftBehind: Reconcile could not remove, or not take up, everything; what it
+// did not hinders nothing that is new.
+var ErrLeftBehind = errors.New("something was left behind")
+
 // Reconcile makes the world agree with the store, once, before the server
 // answers: running sandboxes of live sessions are found again and get their
 // network back, hibernated and dead ones are kept for their next use; every
 // other sandbox and network of this server's directory is removed, and builds
-// that were under way begin again. What cannot be removed is logged and tried
-// again at the next start.
+// that were under way begin again. What cannot be removed is tried again at the next
+// start: the error is then an ErrLeftBehind. After any other error the sandboxes
+// that are there are not known, and no request may be answered: sessions would get
+// fresh ones in their place.
 func (s *Sandboxes) Reconcile(ctx context.Context) error {
 	live := map[string]SessionRecord{}
 	err := s.store.LiveSessions(ctx, func(rec SessionRecord) error {
@@ -50,7 +56,10 @@ func (s *Sandboxes) Reconcile(ctx context.Context) error {
 	}
 	s.background.Go(s.watchNetworks)
 	s.log.InfoContext(ctx, "reconciled", "sandboxes", len(infos), "kept", adopted, "failed", len(failed))
-	return errors.Join(failed...)
+	if len(failed) > 0 {
+		return fmt.Errorf("%w: %w", ErrLeftBehind, errors.Join(failed...))
+	}
+	return nil
 }
 
 // adopt takes over one sandbox that a former server made, or removes it.

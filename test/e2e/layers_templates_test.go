@@ -23,6 +23,9 @@ func (s *server) pythonVersion(session, name string) (version, distribution stri
 	s.t.Helper()
 	said := s.must(session, "python3 -c '"+pythonSays+"' "+name)
 	f := strings.Fields(said)
+	for i := range f {
+		f[i], _, _ = strings.Cut(f[i], "+") // Debian's metadata has its own mark: 2.2.3+dfsg
+	}
 	if len(f) != 5 || f[1] != f[2] || f[1] != f[3] {
 		s.t.Errorf("%s: the module, its metadata and pip do not agree: %q", name, said)
 		return "", ""

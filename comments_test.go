@@ -17,9 +17,7 @@ import (
 // yet, with the number of those that have none. A number may only go down, and
 // no package may be added.
 var bareFields = map[string]int{
-	"internal/control": 117,
-	"internal/httpapi": 10,
-	"internal/image":   76,
+	"internal/image": 76,
 }
 
 // TestComments: each package has a comment, and so has each exported field of an

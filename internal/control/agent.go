@@ -228,10 +228,13 @@ func (s *Service) ArchiveAgent(ctx context.Context, caller Caller, id string) (a
 
 // AgentQuery asks for a page of agents.
 type AgentQuery struct {
-	Limit                  api.Opt[int] // 1–100, 20 when absent
-	Page                   string
+	Limit api.Opt[int] // 1–100, 20 when absent
+	// Page is the cursor of an earlier page; empty for the first.
+	Page string
+	// CreatedGTE and CreatedLTE bound the agents' creation, inclusively; zero does not.
 	CreatedGTE, CreatedLTE time.Time
-	IncludeArchived        bool
+	// IncludeArchived lists archived agents too.
+	IncludeArchived bool
 }
 
 // ListAgents lists the newest versions of agents, newest agent first.

@@ -54,7 +54,9 @@ type Network interface {
 // Boxes opens builder sandboxes: normal sandboxes whose network reaches the
 // template's registries only and that hold no secret.
 type Boxes struct {
-	Engine  Engine
+	// Engine makes the sandboxes. Required.
+	Engine Engine
+	// Network gives them what they may reach. Required.
 	Network Network
 	// Limits of one builder sandbox; zero fields are the engine's defaults.
 	Limits sandbox.Limits

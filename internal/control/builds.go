@@ -28,10 +28,14 @@ type Templates interface {
 
 // BuildsConfig says what Builds works with. Nothing in it may be nil but Logger.
 type BuildsConfig struct {
-	Store     BuildStore
+	// Store remembers what builds came to.
+	Store BuildStore
+	// Templates make the bases.
 	Templates Templates
-	Builder   *image.Builder
-	Logger    *slog.Logger
+	// Builder makes the layers.
+	Builder *image.Builder
+	// Logger is told of builds and failures; nil discards.
+	Logger *slog.Logger
 }
 
 // Builds turns what an environment declares into the read-only directories its
@@ -58,6 +62,7 @@ type Builds struct {
 
 // Root is the root filesystem of an environment's sandboxes.
 type Root struct {
+	// Base is the template version at the bottom.
 	Base *image.Base
 	Dirs []string // lowest first: the base, then the package layers
 	keys []string // of the layers

@@ -18,18 +18,25 @@ const cleanupEvery = 10 * time.Minute
 
 // CacheLayer is one package layer in the cache, for the operator.
 type CacheLayer struct {
-	Key     string   `json:"key"`
-	Manager string   `json:"manager"`
+	// Key names the layer in the store.
+	Key string `json:"key"`
+	// Manager is whose packages it holds.
+	Manager string `json:"manager"`
+	// Entries are the environment's entries that it was built for.
 	Entries []string `json:"entries"`
 	// SizeBytes is what it takes on the disk, in whole blocks, and Inodes how
 	// many files, directories and links it has: quotas count both.
-	SizeBytes int64     `json:"size_bytes"`
-	Inodes    int64     `json:"inodes"`
-	Users     int       `json:"users"`   // environments that refer to it
-	Mounted   bool      `json:"mounted"` // a sandbox stands on it now
-	Hits      int64     `json:"hits"`
+	SizeBytes int64 `json:"size_bytes"`
+	// Inodes counts files, directories and links.
+	Inodes  int64 `json:"inodes"`
+	Users   int   `json:"users"`   // environments that refer to it
+	Mounted bool  `json:"mounted"` // a sandbox stands on it now
+	// Hits is how often a build found it there.
+	Hits int64 `json:"hits"`
+	// CreatedAt is when it was committed.
 	CreatedAt time.Time `json:"created_at"`
-	LastUsed  time.Time `json:"last_used"`
+	// LastUsed is when a build or a sandbox last took it.
+	LastUsed time.Time `json:"last_used"`
 }
 
 // CacheTemplate is one built version of a template, for the operator.
@@ -40,23 +47,30 @@ type CacheTemplate struct {
 
 // CacheState is what the caches hold, least recently used first.
 type CacheState struct {
-	Layers     []CacheLayer    `json:"layers"`
-	Templates  []CacheTemplate `json:"templates"`
-	SizeBytes  int64           `json:"size_bytes"` // of the layers, in whole blocks
-	QuotaBytes int64           `json:"quota_bytes"`
+	// Layers are the package layers; never null.
+	Layers []CacheLayer `json:"layers"`
+	// Templates are the built versions of templates; never null.
+	Templates []CacheTemplate `json:"templates"`
+	SizeBytes int64           `json:"size_bytes"` // of the layers, in whole blocks
+	// QuotaBytes is what the layers may take before a clean-up; 0 means no bound.
+	QuotaBytes int64 `json:"quota_bytes"`
 	// Downloads are what package managers downloaded, kept for later installs.
 	Downloads image.DownloadUsage `json:"downloads"`
 }
 
 // CachePruned is what a clean-up removed.
 type CachePruned struct {
-	Keys  []string `json:"keys"`
-	Bytes int64    `json:"bytes"`
+	// Keys are the layers that went; never null.
+	Keys []string `json:"keys"`
+	// Bytes is what they took on the disk.
+	Bytes int64 `json:"bytes"`
 	// Templates are the digests of old versions of templates.
-	Templates     []string `json:"templates"`
-	TemplateBytes int64    `json:"template_bytes"`
+	Templates []string `json:"templates"`
+	// TemplateBytes is what they took on the disk.
+	TemplateBytes int64 `json:"template_bytes"`
 	// Downloads and DownloadBytes count the files of the download cache.
-	Downloads     int   `json:"downloads"`
+	Downloads int `json:"downloads"`
+	// DownloadBytes is what the files took on the disk.
 	DownloadBytes int64 `json:"download_bytes"`
 }
 
@@ -68,7 +82,9 @@ type TemplateVersions interface {
 
 // Cache shows the layer cache and keeps it within its quota.
 type Cache struct {
-	Store   BuildStore
+	// Store says which environments refer to layers. Required.
+	Store BuildStore
+	// Builder has the layer store. Required.
 	Builder *image.Builder
 	// Workspaces lists them, to find one by its name; the store does.
 	Workspaces interface {

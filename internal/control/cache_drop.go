@@ -25,7 +25,8 @@ type CacheDropped struct {
 // CacheEpoch is the epoch of a workspace's package layers.
 type CacheEpoch struct {
 	Workspace string `json:"workspace"` // id
-	Epoch     int64  `json:"epoch"`
+	// Epoch goes into the keys of layers that are built from now on.
+	Epoch int64 `json:"epoch"`
 }
 
 // Drop removes one layer, by its key or by the beginning of it that no other

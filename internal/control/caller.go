@@ -22,8 +22,12 @@ const (
 // Caller is who asks: made once at the door from a verified key, and passed to
 // every method. Everything is scoped by its workspace.
 type Caller struct {
+	// Workspace is the id of the workspace that all the caller does is scoped by.
 	Workspace string
-	KeyID     string
-	Kind      KeyKind
-	Dialect   Dialect
+	// KeyID is the key's id, for logs.
+	KeyID string
+	// Kind says what the key is for.
+	Kind KeyKind
+	// Dialect chooses the names of errors in replies.
+	Dialect Dialect
 }

@@ -220,8 +220,9 @@ func (s *Service) DeleteEnvironment(ctx context.Context, caller Caller, id strin
 
 // EnvironmentQuery asks for a page of environments.
 type EnvironmentQuery struct {
-	Limit           api.Opt[int] // 1–1000, 20 when absent
-	Page            string       // a cursor of an earlier page, or empty
+	Limit api.Opt[int] // 1–1000, 20 when absent
+	Page  string       // a cursor of an earlier page, or empty
+	// IncludeArchived lists archived environments too.
 	IncludeArchived bool
 }
 

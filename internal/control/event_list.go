@@ -16,10 +16,13 @@ const maxEventPage = 8 << 20
 
 // EventQuery asks for a page of a session's events.
 type EventQuery struct {
-	Limit                                        api.Opt[int] // 1–1000, 1000 when absent
-	Page                                         string
-	Order                                        string // asc or desc; empty is asc
-	Types                                        []string
+	Limit api.Opt[int] // 1–1000, 1000 when absent
+	// Page is the cursor of an earlier page; empty for the first.
+	Page  string
+	Order string // asc or desc; empty is asc
+	// Types are the only ones to list; nil lists all.
+	Types []string
+	// The bounds hold for the time at which an event entered the log; zero does not bound.
 	CreatedGT, CreatedGTE, CreatedLT, CreatedLTE time.Time
 }
 

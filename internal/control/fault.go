@@ -33,13 +33,16 @@ var Kinds = []Kind{Invalid, Unauthenticated, Forbidden, NotFound, Conflict, TooL
 // Fault is an error that a caller may see. Message is for the caller, Cause is
 // for the log and never leaves the server.
 type Fault struct {
-	Kind    Kind
+	// Kind chooses the status and the error type.
+	Kind Kind
+	// Message is a sentence for the caller, without secrets and without the server's paths.
 	Message string
 	// Code becomes error.details.error_code when set.
 	Code string
 	// Details are further members of error.details.
 	Details map[string]any
-	Cause   error
+	// Cause is for the log and never leaves the server; nil when there is none.
+	Cause error
 }
 
 // Error returns the caller's message.

@@ -20,59 +20,80 @@ var (
 
 // Workspace separates tenants: nothing of one is visible in another.
 type Workspace struct {
-	ID, Name  string
+	// ID begins with "wrkspc_"; Name is unique and has 1 to 256 characters.
+	ID, Name string
+	// CreatedAt is when it was made.
 	CreatedAt time.Time
 }
 
 // Key is an API key. The secret is kept as its SHA-256 only.
 type Key struct {
+	// ID is not the secret; Workspace is the id of the key's workspace; Name is for people.
 	ID, Workspace, Name string
-	Kind                KeyKind
-	Scope               string // environment or session id for the narrower kinds, else empty
-	Hash                [32]byte
-	Hint                string // the last four characters, for people
-	CreatedAt           time.Time
-	RevokedAt           time.Time // zero: valid
+	// Kind says what the key is for.
+	Kind  KeyKind
+	Scope string // environment or session id for the narrower kinds, else empty
+	// Hash is the SHA-256 of the secret.
+	Hash [32]byte
+	Hint string // the last four characters, for people
+	// CreatedAt is when it was made.
+	CreatedAt time.Time
+	RevokedAt time.Time // zero: valid
 }
 
 // EnvironmentRecord is a stored environment.
 type EnvironmentRecord struct {
-	ID, Workspace, Name              string
-	Document                         []byte
+	// Workspace is the id of the environment's workspace. Name is unique there among environments that
+	// are not archived.
+	ID, Workspace, Name string
+	// Document holds everything else, as JSON that only this package reads.
+	Document []byte
+	// A zero ArchivedAt means not archived.
 	CreatedAt, UpdatedAt, ArchivedAt time.Time
 }
 
 // AgentRecord is one version of an agent: the newest one, unless a version was
 // asked for. Name, CreatedAt and ArchivedAt are the agent's.
 type AgentRecord struct {
-	ID, Workspace, Name              string
-	Version                          int
-	Document                         []byte
+	// Workspace is the id of the agent's workspace. Name need not be unique.
+	ID, Workspace, Name string
+	// Version counts from 1.
+	Version int
+	// Document holds everything else, as JSON that only this package reads.
+	Document []byte
+	// UpdatedAt is of this version; a zero ArchivedAt means not archived.
 	CreatedAt, UpdatedAt, ArchivedAt time.Time
 }
 
 // SessionRecord is a stored session.
 type SessionRecord struct {
+	// Workspace, Environment and Agent are ids.
 	ID, Workspace, Environment, Agent string
-	AgentVersion                      int
-	Status                            string // the wire's words: idle, running, rescheduling, terminated
-	Document                          []byte
-	CreatedAt, UpdatedAt, ArchivedAt  time.Time
+	// AgentVersion is the version that the session pinned.
+	AgentVersion int
+	Status       string // the wire's words: idle, running, rescheduling, terminated
+	// Document holds everything else, as JSON that only this package reads.
+	Document []byte
+	// A zero ArchivedAt means not archived.
+	CreatedAt, UpdatedAt, ArchivedAt time.Time
 }
 
 // BuildRecord remembers the newest build of an environment: which base and
 // layers its sandboxes get.
 type BuildRecord struct {
+	// Environment is the environment's id.
 	Environment string
 	// Wanted is a hash of what the environment asks for (template and
 	// packages); a record whose Wanted differs from the environment's is stale.
-	Wanted     string
-	Status     string // queued, building, ready, failed
+	Wanted string
+	Status string // queued, building, ready, failed
+	// BaseDigest names the template version below the layers; empty until it is known.
 	BaseDigest string
 	Layers     []string // keys, lowest first
 	Document   []byte   // the status shown to people
 	Log        []byte   // compressed; not read back with the rest
-	UpdatedAt  time.Time
+	// UpdatedAt is when the record was written.
+	UpdatedAt time.Time
 }
 
 // Page asks for one page of a list, newest first unless Ascending. After names
@@ -95,17 +116,24 @@ type Mark struct {
 
 // AgentFilter selects agents. Zero times do not filter.
 type AgentFilter struct {
+	// Both bounds are inclusive.
 	CreatedGTE, CreatedLTE time.Time
-	IncludeArchived        bool
+	// IncludeArchived takes archived agents too.
+	IncludeArchived bool
 }
 
 // SessionFilter selects sessions. Zero values do not filter.
 type SessionFilter struct {
-	Agent                                        string
-	AgentVersion                                 int
-	Statuses                                     []string
+	// Agent is an agent's id.
+	Agent string
+	// AgentVersion is a version of Agent.
+	AgentVersion int
+	// Statuses are the only ones to take; nil takes all.
+	Statuses []string
+	// The bounds hold for the session's creation.
 	CreatedGT, CreatedGTE, CreatedLT, CreatedLTE time.Time
-	IncludeArchived                              bool
+	// IncludeArchived takes archived sessions too.
+	IncludeArchived bool
 }
 
 // EnvironmentStore keeps environments. Every method answers ErrNoRecord for an

@@ -15,10 +15,14 @@ import (
 // SandboxesConfig says what Sandboxes works with. Nothing in it may be nil but
 // Logger.
 type SandboxesConfig struct {
-	Store   Store
-	Engine  Engine
+	// Store says which sessions there are.
+	Store Store
+	// Engine runs the sandboxes.
+	Engine Engine
+	// Network gives them what they may reach.
 	Network Network
-	Builds  *Builds
+	// Builds makes what they start from.
+	Builds *Builds
 	// Limits of one session's sandbox; zero fields are the engine's defaults.
 	Limits sandbox.Limits
 	// Parallel bounds how many sandboxes are made or brought back at the same
@@ -32,6 +36,7 @@ type SandboxesConfig struct {
 	// agent does not know, each time once, in words for the session's log. It is
 	// called from several goroutines and returns soon.
 	Notify func(rec SessionRecord, what SandboxEvent, words string)
+	// Logger is told of sandboxes and failures; nil discards.
 	Logger *slog.Logger
 }
 

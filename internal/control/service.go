@@ -9,7 +9,9 @@ import (
 
 // Config of a Service.
 type Config struct {
-	Store  Store
+	// Store remembers everything. Required.
+	Store Store
+	// Logger is told of what goes wrong beside requests; nil discards.
 	Logger *slog.Logger
 	// Now tells the time; nil means time.Now.
 	Now func() time.Time

@@ -11,14 +11,20 @@ import (
 
 // SessionQuery asks for a page of sessions.
 type SessionQuery struct {
-	Limit                                        api.Opt[int] // 1–1000, 20 when absent
-	Page                                         string
-	Order                                        string // asc or desc; empty is desc
-	IncludeArchived                              bool
-	Agent                                        string
-	AgentVersion                                 api.Opt[int]
-	Deployment, MemoryStore                      string // no session has one: a value matches nothing
-	Statuses                                     []string
+	Limit api.Opt[int] // 1–1000, 20 when absent
+	// Page is the cursor of an earlier page; empty for the first.
+	Page  string
+	Order string // asc or desc; empty is desc
+	// IncludeArchived lists archived sessions too.
+	IncludeArchived bool
+	// Agent is an agent's id; empty does not filter.
+	Agent string
+	// AgentVersion is a version of Agent; without Agent it has no effect.
+	AgentVersion            api.Opt[int]
+	Deployment, MemoryStore string // no session has one: a value matches nothing
+	// Statuses are the only ones to list; nil lists all.
+	Statuses []string
+	// The bounds hold for the session's creation; zero does not bound.
 	CreatedGT, CreatedGTE, CreatedLT, CreatedLTE time.Time
 }
 

@@ -25,7 +25,9 @@ const (
 
 // Frame is one message of a stream: the type of the event and the event as JSON.
 type Frame struct {
+	// Type is the event's type, and the name of the server-sent event.
 	Type string
+	// Data is the event as clients see it, on one line.
 	Data json.RawMessage
 }
 

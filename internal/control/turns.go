@@ -16,6 +16,7 @@ import (
 // log from the start. The log is append-only and ordered by Seq: lists and
 // streams show it in that order.
 type EventRecord struct {
+	// Session is the id of the session that the event belongs to.
 	Session string
 	// Seq is the place in the log, from 1 without gaps; 0 while queued. Place is
 	// the place in the queue, growing and never used again; 0 for an event that
@@ -61,14 +62,17 @@ func eventTime(t time.Time) *string {
 // EventFilter selects events of a log. Zero values do not filter. Times are
 // compared with ProcessedAt.
 type EventFilter struct {
-	Types                                        []string
+	// Types are the only ones to take; nil takes all.
+	Types []string
+	// The bounds hold for ProcessedAt.
 	CreatedGT, CreatedGTE, CreatedLT, CreatedLTE time.Time
 }
 
 // EventPage asks for one page of a log in the order of Seq, or against it.
 type EventPage struct {
 	// After is the Seq of the last event of the page before; zero begins.
-	After      int64
+	After int64
+	// Descending lists the newest first.
 	Descending bool
 	// Limit is how many events there may be, Bytes how large their Fields and
 	// Private may be together; zero Bytes do not limit. A first event is answered
@@ -79,6 +83,7 @@ type EventPage struct {
 // LogState is what a change of a session's log is decided on, read in the
 // transaction that makes the change.
 type LogState struct {
+	// Session is the session's row as it is before the change.
 	Session SessionRecord
 	Last    int64 // Seq of the newest event in the log; 0 when there is none
 	// Queued reads the queue, in the order of arrival.
@@ -133,6 +138,7 @@ func (e EventRecord) read(into any) error {
 // Step is one atomic change of a session's log by the agent loop: all of it is
 // durable, or none.
 type Step struct {
+	// Workspace and Session are ids.
 	Workspace, Session string
 	// After is the Seq of the last event that the loop has seen; ErrStale when
 	// the log has grown since, so that a decision is never made on an old log.

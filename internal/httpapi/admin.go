@@ -21,20 +21,30 @@ type AdminKeys interface {
 // AdminKey is a key as the operator sees it. Secret is set once, in the reply
 // to its creation.
 type AdminKey struct {
-	ID        string     `json:"id"`
-	Name      string     `json:"name"`
-	Kind      string     `json:"kind"`
-	Hint      string     `json:"hint"`
-	CreatedAt time.Time  `json:"created_at"`
+	// ID names the key in revocations; it is not the secret.
+	ID string `json:"id"`
+	// Name is for people.
+	Name string `json:"name"`
+	// Kind says what the key is for.
+	Kind string `json:"kind"`
+	// Hint is the last four characters of the secret.
+	Hint string `json:"hint"`
+	// CreatedAt is when the key was made.
+	CreatedAt time.Time `json:"created_at"`
+	// RevokedAt is null while the key is valid.
 	RevokedAt *time.Time `json:"revoked_at"`
-	Secret    string     `json:"secret,omitempty"`
+	// Secret is there in the reply to a create only.
+	Secret string `json:"secret,omitempty"`
 }
 
 // AdminCreate is the body of a key's creation.
 type AdminCreate struct {
+	// Workspace is an id or a name; empty means the default one.
 	Workspace string `json:"workspace"`
-	Name      string `json:"name"`
-	SandBase  bool   `json:"sandbase"`
+	// Name has 1 to 256 characters.
+	Name string `json:"name"`
+	// SandBase makes a key that speaks SandBase's dialect.
+	SandBase bool `json:"sandbase"`
 }
 
 // AdminCache is what cache management needs; *control.Cache is one.

@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -168,7 +169,7 @@ func TestKeys(t *testing.T) {
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
 	}
-	secrets := []string{manageKeys(t, env)}
+	secrets := []string{manageKeys(t, env), manageWorkspaces(t, env, "first")}
 	db, service = open()
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -184,10 +185,10 @@ func TestKeys(t *testing.T) {
 		}
 		<-time.After(time.Millisecond)
 	}
-	secrets = append(secrets, manageKeys(t, env))
+	secrets = append(secrets, manageKeys(t, env), manageWorkspaces(t, env, "second"))
 	for _, secret := range secrets {
 		if _, err := service.Authenticate(t.Context(), secret); err == nil {
-			t.Error("a revoked key is accepted")
+			t.Error("a key that was revoked, or whose workspace is archived, is accepted")
 		}
 	}
 	stop()
@@ -197,6 +198,49 @@ func TestKeys(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, adminSocketFile)); err == nil {
 		t.Error("the socket stayed")
 	}
+}
+
+// manageWorkspaces makes a workspace with a key, archives it, and answers the
+// key's secret, which opens nothing any more.
+func manageWorkspaces(t *testing.T, env map[string]string, name string) string {
+	t.Helper()
+	code, id, stderr := command(t, env, "", "workspace", "create", name)
+	id = strings.TrimSpace(id)
+	if code != 0 || !strings.HasPrefix(id, "wrkspc_01") {
+		t.Fatalf("create: exit %d, %q, %s", code, id, stderr)
+	}
+	code, secret, stderr := command(t, env, "", "key", "create", "--workspace", name, "for a test")
+	if code != 0 {
+		t.Fatalf("a key of it: exit %d, %s", code, stderr)
+	}
+	row := func() string {
+		_, out, _ := command(t, env, "", "workspace", "list")
+		return regexp.MustCompile(`(?m)^` + id + ` .*$`).FindString(out)
+	}
+	if !strings.HasSuffix(strings.TrimSpace(row()), " -") || !strings.Contains(row(), " "+name+" ") {
+		t.Errorf("list: %q", row())
+	}
+	for _, refused := range []struct{ words, args string }{
+		{"already exists", "create " + name}, {"should not begin with", "create wrkspc_x"}, {"at least 1 character", "create "},
+		{"no workspace", "archive nobody's"}, {"default workspace", "archive default"},
+	} {
+		verb, argument, _ := strings.Cut(refused.args, " ")
+		if code, _, stderr := command(t, env, "", "workspace", verb, argument); code != 1 || !strings.Contains(stderr, refused.words) {
+			t.Errorf("workspace %s: exit %d, %s", refused.args, code, stderr)
+		}
+	}
+	for range 2 {
+		if code, _, stderr := command(t, env, "", "workspace", "archive", name); code != 0 {
+			t.Errorf("archive: exit %d, %s", code, stderr)
+		}
+	}
+	if strings.HasSuffix(strings.TrimSpace(row()), " -") {
+		t.Errorf("list of an archived one: %q", row())
+	}
+	if code, _, stderr := command(t, env, "", "key", "create", "--workspace", id, "late"); code != 1 || !strings.Contains(stderr, "archived") {
+		t.Errorf("a key of an archived one: exit %d, %s", code, stderr)
+	}
+	return strings.TrimSpace(secret)
 }
 
 // manageKeys makes a key, finds it in the list, revokes it, and answers its secret.

@@ -3,13 +3,11 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"log/slog"
 	"net/http"
 	"net/url"
 	"text/tabwriter"
 	"time"
 
-	"github.com/atoll-run/atoll/internal/control"
 	"github.com/atoll-run/atoll/internal/httpapi"
 	"github.com/atoll-run/atoll/internal/store"
 )
@@ -88,7 +86,7 @@ func (f keyFlags) manage(ctx context.Context, io *streams, do func(keyManager) e
 	return f.administer(ctx, io, func(server *client) error {
 		return do(socketKeys{server})
 	}, func(_ string, db *store.Store) error {
-		return do(storeKeys{control.New(control.Config{Store: db, Logger: slog.New(slog.DiscardHandler)})})
+		return do(storeKeys{alone(db)})
 	})
 }
 

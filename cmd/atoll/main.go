@@ -70,18 +70,19 @@ type streams struct {
 
 // commands is the command line. Each command's file is its noun.
 type commands struct {
-	Serve    serveCmd    `cmd:"" help:"Run the server."`
-	Doctor   doctorCmd   `cmd:"" help:"Check every prerequisite and say how to get what is missing."`
-	Key      keyCmd      `cmd:"" help:"Create, list and revoke API keys."`
-	Template templateCmd `cmd:"" help:"List, show and build base templates."`
-	Reload   reloadCmd   `cmd:"" help:"Let the running server take up a changed configuration file."`
-	Cache    cacheCmd    `cmd:"" help:"Show and prune the package layers."`
-	Exec     execCmd     `cmd:"" help:"Run a command in a session's sandbox and exit with its code."`
-	Chat     chatCmd     `cmd:"" help:"Talk to an agent on the terminal."`
-	Shell    shellCmd    `cmd:"" help:"Open an interactive shell in a session's sandbox."`
-	Build    buildCmd    `cmd:"" help:"Show the build of an environment's package layers."`
-	Egress   egressCmd   `cmd:"" help:"List what a session's sandbox tried to reach and what was decided."`
-	Version  versionCmd  `cmd:"" help:"Print the version."`
+	Serve     serveCmd     `cmd:"" help:"Run the server."`
+	Doctor    doctorCmd    `cmd:"" help:"Check every prerequisite and say how to get what is missing."`
+	Key       keyCmd       `cmd:"" help:"Create, list and revoke API keys."`
+	Workspace workspaceCmd `cmd:"" help:"Create, list and archive workspaces, which see nothing of each other."`
+	Template  templateCmd  `cmd:"" help:"List, show and build base templates."`
+	Reload    reloadCmd    `cmd:"" help:"Let the running server take up a changed configuration file."`
+	Cache     cacheCmd     `cmd:"" help:"Show and prune the package layers."`
+	Exec      execCmd      `cmd:"" help:"Run a command in a session's sandbox and exit with its code."`
+	Chat      chatCmd      `cmd:"" help:"Talk to an agent on the terminal."`
+	Shell     shellCmd     `cmd:"" help:"Open an interactive shell in a session's sandbox."`
+	Build     buildCmd     `cmd:"" help:"Show the build of an environment's package layers."`
+	Egress    egressCmd    `cmd:"" help:"List what a session's sandbox tried to reach and what was decided."`
+	Version   versionCmd   `cmd:"" help:"Print the version."`
 }
 
 // run parses the command line and runs one command. Every flag with a setting

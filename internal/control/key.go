@@ -93,11 +93,6 @@ func (s *Service) RevokeKey(ctx context.Context, workspace, id string) error {
 	return keyFault(s.store.RevokeKey(ctx, workspace, id, s.clock()))
 }
 
-// ListWorkspaces lists all workspaces.
-func (s *Service) ListWorkspaces(ctx context.Context) ([]Workspace, error) {
-	return s.store.ListWorkspaces(ctx)
-}
-
 // EnsureDefault makes the default workspace and a key of it on the first start.
 // leave gets that key's secret before the key counts, so that a first start that
 // ends anywhere leaves no key whose secret nobody has: the next start makes
@@ -110,14 +105,14 @@ func (s *Service) EnsureDefault(ctx context.Context, extra string, leave func(se
 		return "", err
 	}
 	for _, ws := range workspaces {
-		if ws.Name == "default" {
+		if ws.Name == defaultWorkspace {
 			workspace = ws.ID
 		}
 	}
 	if workspace == "" {
 		now := s.clock()
-		workspace = s.ids.make("wrkspc_", now)
-		if err := s.store.CreateWorkspace(ctx, Workspace{ID: workspace, Name: "default", CreatedAt: now}); err != nil {
+		workspace = s.ids.make(workspacePrefix, now)
+		if err := s.store.CreateWorkspace(ctx, Workspace{ID: workspace, Name: defaultWorkspace, CreatedAt: now}); err != nil {
 			return "", err
 		}
 	}
@@ -141,6 +136,9 @@ func (s *Service) EnsureDefault(ctx context.Context, extra string, leave func(se
 }
 
 func keyFault(err error) error {
+	if errors.Is(err, ErrStale) {
+		return &Fault{Kind: Invalid, Message: "The workspace is archived: it gets no new keys.", Cause: err}
+	}
 	if errors.Is(err, ErrNoRecord) {
 		return &Fault{Kind: NotFound, Message: "Key or workspace not found.", Cause: err}
 	}

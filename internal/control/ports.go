@@ -24,6 +24,8 @@ type Workspace struct {
 	ID, Name string
 	// CreatedAt is when it was made.
 	CreatedAt time.Time
+	// ArchivedAt is when its keys ceased to open it; zero: they do.
+	ArchivedAt time.Time
 }
 
 // Key is an API key. The secret is kept as its SHA-256 only.
@@ -172,9 +174,10 @@ type AgentStore interface {
 
 // SessionStore keeps sessions.
 type SessionStore interface {
-	// CreateSession answers ErrNoRecord when the environment is gone and
-	// ErrStale when it is archived, checked in the same transaction, in which
-	// initial becomes the session's queue.
+	// CreateSession answers ErrNoRecord when the environment is gone, or its
+	// workspace is archived, and ErrStale when the environment is archived,
+	// checked in the same transaction, in which initial becomes the session's
+	// queue.
 	CreateSession(ctx context.Context, rec SessionRecord, initial ...EventRecord) error
 	Session(ctx context.Context, workspace, id string) (SessionRecord, error)
 	UpdateSession(ctx context.Context, workspace, id string, change func(*SessionRecord) (altered bool, err error)) (SessionRecord, error)
@@ -190,9 +193,17 @@ type SessionStore interface {
 // KeyStore keeps workspaces and keys.
 type KeyStore interface {
 	CreateWorkspace(ctx context.Context, ws Workspace) error
+	// ListWorkspaces lists all, archived ones included, oldest first.
 	ListWorkspaces(ctx context.Context) ([]Workspace, error)
+	// ArchiveWorkspace sets ArchivedAt once; a second call changes nothing. It is
+	// ErrInUse while the workspace has a session that is not archived, checked in
+	// the same transaction, and ErrNoRecord if there is no such workspace.
+	ArchiveWorkspace(ctx context.Context, id string, at time.Time) error
+	// CreateKey answers ErrNoRecord when the workspace is gone, and ErrStale when
+	// it is archived.
 	CreateKey(ctx context.Context, key Key) error
-	// KeyByHash finds a key that is not revoked.
+	// KeyByHash finds a key that is not revoked, of a workspace that is not
+	// archived.
 	KeyByHash(ctx context.Context, hash [32]byte) (Key, error)
 	ListKeys(ctx context.Context, workspace string) ([]Key, error)
 	RevokeKey(ctx context.Context, workspace, id string, at time.Time) error

@@ -16,6 +16,26 @@ type AdminKeys interface {
 	CreateKey(ctx context.Context, workspace, name string, kind control.KeyKind, sandbase bool) (secret string, key control.Key, err error)
 	ListKeys(ctx context.Context, workspace string) ([]control.Key, error)
 	RevokeKey(ctx context.Context, workspace, id string) error
+	CreateWorkspace(ctx context.Context, name string) (control.Workspace, error)
+	ArchiveWorkspace(ctx context.Context, id string) error
+}
+
+// AdminWorkspace is a workspace as the operator sees it.
+type AdminWorkspace struct {
+	// ID is what logs and records name the workspace by.
+	ID string `json:"id"`
+	// Name is for people, and for commands in the place of the id.
+	Name string `json:"name"`
+	// CreatedAt is when it was made.
+	CreatedAt time.Time `json:"created_at"`
+	// ArchivedAt is null while its keys open it.
+	ArchivedAt *time.Time `json:"archived_at"`
+}
+
+// AdminName is the body of a workspace's creation.
+type AdminName struct {
+	// Name has 1 to 256 characters and is no other workspace's.
+	Name string `json:"name"`
 }
 
 // AdminKey is a key as the operator sees it. Secret is set once, in the reply
@@ -75,6 +95,9 @@ type AdminReloaded struct {
 //	GET  /keys?workspace=         lists keys, revoked ones included
 //	POST /keys                    makes one of an AdminCreate
 //	POST /keys/{id}/revoke        revokes one (?workspace=)
+//	GET  /workspaces              lists workspaces, archived ones included
+//	POST /workspaces              makes one of an AdminName
+//	POST /workspaces/{id}/archive archives one, by name or id; 409 while it has sessions
 //	GET  /cache                   lists the package layers
 //	POST /cache/prune             removes those that nothing uses
 //	POST /cache/layers/{key}/drop removes one and those above it; 409 if it is in use
@@ -88,10 +111,8 @@ func Admin(keys AdminKeys, cache AdminCache, reload AdminReload) http.Handler {
 	mux.HandleFunc("POST /keys", func(w http.ResponseWriter, r *http.Request) {
 		adminReply(w, func() (any, error) {
 			var in AdminCreate
-			dec := json.NewDecoder(r.Body)
-			dec.DisallowUnknownFields()
-			if err := dec.Decode(&in); err != nil {
-				return nil, control.Faultf(control.Invalid, "reading the request: %v", err)
+			if err := adminBody(r, &in); err != nil {
+				return nil, err
 			}
 			return AdminMake(r.Context(), keys, in)
 		})
@@ -100,6 +121,22 @@ func Admin(keys AdminKeys, cache AdminCache, reload AdminReload) http.Handler {
 		adminReply(w, func() (any, error) {
 			return struct{}{}, AdminRevoke(r.Context(), keys, r.URL.Query().Get("workspace"), r.PathValue("id"))
 		})
+	})
+	mux.HandleFunc("GET /workspaces", func(w http.ResponseWriter, r *http.Request) {
+		adminReply(w, func() (any, error) { return AdminWorkspaces(r.Context(), keys) })
+	})
+	mux.HandleFunc("POST /workspaces", func(w http.ResponseWriter, r *http.Request) {
+		adminReply(w, func() (any, error) {
+			var in AdminName
+			if err := adminBody(r, &in); err != nil {
+				return nil, err
+			}
+			ws, err := keys.CreateWorkspace(r.Context(), in.Name)
+			return adminWorkspaceOf(ws), err
+		})
+	})
+	mux.HandleFunc("POST /workspaces/{id}/archive", func(w http.ResponseWriter, r *http.Request) {
+		adminReply(w, func() (any, error) { return struct{}{}, AdminArchive(r.Context(), keys, r.PathValue("id")) })
 	})
 	mux.HandleFunc("GET /cache", func(w http.ResponseWriter, r *http.Request) {
 		adminReply(w, func() (any, error) { return cache.State(r.Context()) })
@@ -156,6 +193,43 @@ func AdminRevoke(ctx context.Context, keys AdminKeys, workspace, key string) err
 		return err
 	}
 	return keys.RevokeKey(ctx, id, key)
+}
+
+// AdminWorkspaces lists all workspaces.
+func AdminWorkspaces(ctx context.Context, keys AdminKeys) ([]AdminWorkspace, error) {
+	all, err := keys.ListWorkspaces(ctx)
+	out := make([]AdminWorkspace, 0, len(all))
+	for _, ws := range all {
+		out = append(out, adminWorkspaceOf(ws))
+	}
+	return out, err
+}
+
+// AdminArchive archives a workspace, given by name or id.
+func AdminArchive(ctx context.Context, keys AdminKeys, workspace string) error {
+	id, err := adminWorkspace(ctx, keys, workspace)
+	if err != nil {
+		return err
+	}
+	return keys.ArchiveWorkspace(ctx, id)
+}
+
+func adminWorkspaceOf(ws control.Workspace) AdminWorkspace {
+	out := AdminWorkspace{ID: ws.ID, Name: ws.Name, CreatedAt: ws.CreatedAt}
+	if !ws.ArchivedAt.IsZero() {
+		out.ArchivedAt = &ws.ArchivedAt
+	}
+	return out
+}
+
+// adminBody reads a request's body, in which every field is known.
+func adminBody(r *http.Request, into any) error {
+	dec := json.NewDecoder(r.Body)
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(into); err != nil {
+		return control.Faultf(control.Invalid, "reading the request: %v", err)
+	}
+	return nil
 }
 
 func adminWorkspace(ctx context.Context, keys AdminKeys, nameOrID string) (string, error) {

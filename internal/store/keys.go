@@ -8,10 +8,13 @@ import (
 	"github.com/atoll-run/atoll/internal/control"
 )
 
+const selectWorkspaces = `SELECT id, name, created_at, archived_at FROM workspaces`
+
 func scanWorkspace(row scanner) (ws control.Workspace, err error) {
 	var created int64
-	err = row.Scan(&ws.ID, &ws.Name, &created)
-	ws.CreatedAt = moment(created)
+	var archived sql.NullInt64
+	err = row.Scan(&ws.ID, &ws.Name, &created, &archived)
+	ws.CreatedAt, ws.ArchivedAt = moment(created), optionalMoment(archived)
 	return ws, err
 }
 
@@ -28,8 +31,26 @@ func (s *Store) CreateWorkspace(ctx context.Context, ws control.Workspace) error
 
 // ListWorkspaces implements [control.KeyStore], oldest first.
 func (s *Store) ListWorkspaces(ctx context.Context) ([]control.Workspace, error) {
-	all, err := many(ctx, s.read, scanWorkspace, `SELECT id, name, created_at FROM workspaces ORDER BY created_at, id`)
+	all, err := many(ctx, s.read, scanWorkspace, selectWorkspaces+` ORDER BY created_at, id`)
 	return all, wrap("listing workspaces", err)
+}
+
+// ArchiveWorkspace implements [control.KeyStore].
+func (s *Store) ArchiveWorkspace(ctx context.Context, id string, at time.Time) error {
+	err := s.writes.write(ctx, func(tx *statements) error {
+		ctx := context.Background()
+		ws, err := one(ctx, tx, scanWorkspace, selectWorkspaces+` WHERE id = $1`, id)
+		if err != nil || !ws.ArchivedAt.IsZero() {
+			return err
+		}
+		n, err := tx.exec(ctx, `UPDATE workspaces SET archived_at = $2 WHERE id = $1
+AND NOT EXISTS (SELECT 1 FROM sessions WHERE workspace_id = $1 AND archived_at IS NULL)`, id, micros(at))
+		if err == nil && n == 0 {
+			return control.ErrInUse
+		}
+		return err
+	})
+	return wrap("archiving workspace", err)
 }
 
 const selectKeys = `SELECT id, workspace_id, name, kind, scope, hash, hint, created_at, revoked_at FROM keys`
@@ -45,10 +66,18 @@ func scanKey(row scanner) (key control.Key, err error) {
 }
 
 // CreateKey implements [control.KeyStore]. An id or hash that is taken, revoked
-// or not, is ErrDuplicate; a workspace that is not there is ErrNoRecord.
+// or not, is ErrDuplicate.
 func (s *Store) CreateKey(ctx context.Context, key control.Key) error {
 	err := s.writes.write(ctx, func(tx *statements) error {
-		_, err := tx.exec(context.Background(), `INSERT INTO keys
+		ctx := context.Background()
+		ws, err := one(ctx, tx, scanWorkspace, selectWorkspaces+` WHERE id = $1`, key.Workspace)
+		if err != nil {
+			return err
+		}
+		if !ws.ArchivedAt.IsZero() {
+			return control.ErrStale
+		}
+		_, err = tx.exec(ctx, `INSERT INTO keys
 (id, workspace_id, name, kind, scope, hash, hint, created_at, revoked_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`,
 			key.ID, key.Workspace, key.Name, string(key.Kind), key.Scope, key.Hash[:], key.Hint,
 			micros(key.CreatedAt), optional(key.RevokedAt))
@@ -59,7 +88,8 @@ func (s *Store) CreateKey(ctx context.Context, key control.Key) error {
 
 // KeyByHash implements [control.KeyStore].
 func (s *Store) KeyByHash(ctx context.Context, hash [32]byte) (control.Key, error) {
-	key, err := one(ctx, s.read, scanKey, selectKeys+` WHERE hash = $1 AND revoked_at IS NULL`, hash[:])
+	key, err := one(ctx, s.read, scanKey, selectKeys+` WHERE hash = $1 AND revoked_at IS NULL
+AND EXISTS (SELECT 1 FROM workspaces WHERE id = workspace_id AND archived_at IS NULL)`, hash[:])
 	return key, wrap("reading key", err)
 }
 

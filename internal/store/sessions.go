@@ -35,6 +35,13 @@ func (s *Store) CreateSession(ctx context.Context, rec control.SessionRecord, in
 		if !env.ArchivedAt.IsZero() {
 			return control.ErrStale
 		}
+		ws, err := one(ctx, tx, scanWorkspace, selectWorkspaces+` WHERE id = $1`, rec.Workspace)
+		if err != nil {
+			return err
+		}
+		if !ws.ArchivedAt.IsZero() {
+			return control.ErrNoRecord
+		}
 		_, err = tx.exec(ctx, `INSERT INTO sessions
 (id, workspace_id, environment_id, agent_id, agent_version, status, document, created_at, updated_at, archived_at)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`,

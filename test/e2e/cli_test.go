@@ -2,12 +2,12 @@ package e2e
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"syscall"
@@ -15,8 +15,6 @@ import (
 	"time"
 
 	"github.com/atoll-run/atoll/atolltest"
-	"github.com/atoll-run/atoll/internal/control"
-	"github.com/atoll-run/atoll/internal/store"
 )
 
 // cli prepares a command line that talks to this server.
@@ -324,7 +322,7 @@ func TestCommandEgress(t *testing.T) {
 		}
 	})
 	t.Run("E293", func(t *testing.T) {
-		s.addWorkspace(t, "elsewhere")
+		s.mustAtoll("workspace", "create", "elsewhere")
 		other := strings.TrimSpace(s.mustAtoll("key", "create", "--workspace", "elsewhere", "worker"))
 		code, stdout, stderr := s.atoll("", "egress", "--key", other, id)
 		if code != 1 || stdout != "" || !strings.Contains(stderr, id+" not found") {
@@ -346,18 +344,71 @@ func TestCommandEgress(t *testing.T) {
 	})
 }
 
-// addWorkspace makes one more workspace, for which there is no command yet.
-func (s *server) addWorkspace(t *testing.T, name string) {
-	t.Helper()
-	s.Stop(syscall.SIGTERM)
-	defer s.Start()
-	db, err := store.Open(t.Context(), store.Config{Path: filepath.Join(s.Dir, "atoll.db")})
-	if err != nil {
-		t.Fatal(err)
+// TestWorkspaces makes a second workspace with a key of its own: neither sees what
+// the other has, names may be the same, and an archived one is closed.
+func TestWorkspaces(t *testing.T) {
+	s := newServer(t, "")
+	s.mustAtoll("workspace", "create", "other")
+	other := strings.TrimSpace(s.mustAtoll("key", "create", "--workspace", "other", "worker"))
+	// ask is a request with the other workspace's key.
+	ask := func(method, path string, body object, into any) int {
+		t.Helper()
+		b, err := json.Marshal(body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req, err := http.NewRequestWithContext(t.Context(), method, s.URL+path, bytes.NewReader(b))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("x-api-key", other)
+		req.Header.Set("content-type", "application/json")
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if err := json.NewDecoder(resp.Body).Decode(into); err != nil {
+			t.Fatalf("%s %s: %v", method, path, err)
+		}
+		return resp.StatusCode
 	}
-	w := control.Workspace{ID: "wrkspc_" + name, Name: name, CreatedAt: time.Now().UTC()}
-	if err := errors.Join(db.CreateWorkspace(t.Context(), w), db.Close()); err != nil {
-		t.Fatal(err)
+	var mine, theirs struct{ ID, Name string }
+	config := object{"name": "same", "config": object{"type": "cloud", "base_template": "slim"}}
+	s.call("POST", "/v1/environments", config, &mine)
+	if code := ask("POST", "/v1/environments", config, &theirs); code != 200 || theirs.ID == mine.ID {
+		t.Fatalf("the same name in the other workspace: %d %+v", code, theirs)
+	}
+	var list struct{ Data []struct{ ID string } }
+	if code := ask("GET", "/v1/environments", nil, &list); code != 200 || len(list.Data) != 1 || list.Data[0].ID != theirs.ID {
+		t.Errorf("the other workspace lists %d %+v", code, list)
+	}
+	if code := ask("GET", "/v1/environments/"+mine.ID, nil, &struct{}{}); code != 404 {
+		t.Errorf("the first workspace's environment: %d", code)
+	}
+	var agent, session struct{ ID string }
+	ask("POST", "/v1/agents", object{"name": "a", "model": "m"}, &agent)
+	if code := ask("POST", "/v1/sessions", object{"agent": agent.ID, "environment_id": theirs.ID}, &session); code != 200 {
+		t.Fatalf("a session there: %d", code)
+	}
+	if code := s.try("GET", "/v1/sessions/"+session.ID, nil, nil); code != 404 {
+		t.Errorf("the first workspace sees the session: %d", code)
+	}
+	if code, _, stderr := s.atoll("", "workspace", "archive", "other"); code != 1 || !strings.Contains(stderr, "sessions that are not archived") {
+		t.Errorf("archiving with a session: exit %d, %s", code, stderr)
+	}
+	if code := ask("DELETE", "/v1/sessions/"+session.ID, nil, &struct{}{}); code != 200 {
+		t.Errorf("deleting the session: %d", code)
+	}
+	s.mustAtoll("workspace", "archive", "other")
+	for range 2 {
+		if code := ask("GET", "/v1/environments", nil, &struct{}{}); code != 401 {
+			t.Errorf("a key of an archived workspace: %d", code)
+		}
+		s.kill9()
+	}
+	if code := s.try("GET", "/v1/environments/"+mine.ID, nil, nil); code != 200 {
+		t.Errorf("the first workspace afterwards: %d", code)
 	}
 }
 

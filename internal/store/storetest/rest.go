@@ -234,3 +234,37 @@ func contexts(t *testing.T, f *fixture) {
 	_, err = f.Environment(f.ctx, "w1", env(3).ID)
 	f.fails(err, control.ErrNoRecord)
 }
+
+// archivedWorkspaces archives a workspace: not while it has sessions,
+// and from then on nothing opens it.
+func archivedWorkspaces(_ *testing.T, f *fixture) {
+	other := control.Key{ID: "key_other", Workspace: "w2", Kind: control.KeyAPI, Hash: hash("other"), CreatedAt: at(4)}
+	f.ok(f.CreateKey(f.ctx, other))
+	fresh := control.Key{ID: "key_fresh", Workspace: "w1", Kind: control.KeyAPI, Hash: hash("fresh"), CreatedAt: at(4)}
+	f.ok(f.CreateKey(f.ctx, fresh))
+	f.ok(f.CreateEnvironment(f.ctx, control.EnvironmentRecord{ID: "env_ws", Workspace: "w1", Name: "of the workspace", Document: []byte("{}"), CreatedAt: at(4), UpdatedAt: at(4)}))
+	sess := control.SessionRecord{ID: "sesn_ws", Workspace: "w1", Environment: "env_ws", Agent: "agent_1", AgentVersion: 1, Status: "idle", Document: []byte("{}"), CreatedAt: at(4), UpdatedAt: at(4)}
+	f.ok(f.CreateSession(f.ctx, sess))
+	f.fails(f.ArchiveWorkspace(f.ctx, "w1", at(5)), control.ErrInUse)
+	f.fails(f.ArchiveWorkspace(f.ctx, "w9", at(5)), control.ErrNoRecord)
+	_, err := f.KeyByHash(f.ctx, hash("fresh"))
+	f.ok(err)
+	_, err = f.UpdateSession(f.ctx, "w1", "sesn_ws", func(rec *control.SessionRecord) (bool, error) {
+		rec.ArchivedAt = at(5)
+		return true, nil
+	})
+	f.ok(err)
+	f.ok(f.ArchiveWorkspace(f.ctx, "w1", at(6)))
+	f.ok(f.ArchiveWorkspace(f.ctx, "w1", at(7)))
+	all, err := f.ListWorkspaces(f.ctx)
+	f.ok(err)
+	f.same(all, []control.Workspace{{ID: "w1", Name: "name of w1", CreatedAt: epoch, ArchivedAt: at(6)}, {ID: "w2", Name: "name of w2", CreatedAt: epoch}})
+	_, err = f.KeyByHash(f.ctx, hash("fresh"))
+	f.fails(err, control.ErrNoRecord)
+	_, err = f.KeyByHash(f.ctx, hash("other"))
+	f.ok(err)
+	fresh.ID, fresh.Hash = "key_late", hash("late")
+	f.fails(f.CreateKey(f.ctx, fresh), control.ErrStale)
+	sess.ID = "sesn_late"
+	f.fails(f.CreateSession(f.ctx, sess), control.ErrNoRecord)
+}

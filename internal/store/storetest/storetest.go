@@ -41,6 +41,7 @@ func Run(t *testing.T, open func(t *testing.T) control.Store) {
 		{"active sessions", activeSessions},
 		{"event race", eventRace},
 		{"workspaces and keys", keys},
+		{"archived workspaces", archivedWorkspaces},
 		{"builds", builds},
 		{"refused writes", refusedWrites},
 		{"name race", nameRace},

@@ -3,6 +3,7 @@ package e2e
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"io"
 	"net"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/atoll-run/atoll/atolltest"
+	"github.com/klauspost/compress/zstd"
 )
 
 // TestSessionsShareNothing proves that two sessions of one environment have
@@ -154,6 +156,34 @@ func TestFiles(t *testing.T) {
 	}
 	if names["hello"] != tar.TypeReg || names["link"] != tar.TypeSymlink || names["b/data.bin"] != tar.TypeReg {
 		t.Errorf("tar of the directory has %v", names)
+	}
+	var zipped, squeezed bytes.Buffer
+	squeeze, err := zstd.NewWriter(&squeezed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, w := range []io.WriteCloser{gzip.NewWriter(&zipped), squeeze} {
+		if _, err := w.Write(b); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// What was read is put back as it was, links that lead out included.
+	for kind, body := range map[string]*bytes.Buffer{"application/gzip": &zipped, "application/zstd": &squeezed} {
+		into := "/workspace/" + strings.ReplaceAll(kind, "/", "-")
+		if code, b := send("PUT", into, kind, body); code != 200 {
+			t.Fatalf("PUT of %s: %d %s", kind, code, b)
+		}
+		if got := s.must(id, "cd "+into+" && cat hello && readlink link && stat -c %s b/data.bin"); got != "hello\n/etc/passwd\n1600000" {
+			t.Errorf("%s put back: %q", kind, got)
+		}
+	}
+	for path, want := range map[string]string{"/proc/version": "Linux version ", "/proc/cpuinfo": "processor\t: 0\n", "/proc/self/status": "Name:\t"} {
+		if code, b := send("GET", path, octets, nil); code != 200 || !strings.Contains(string(b), want) {
+			t.Errorf("GET %s: %d %.100q", path, code, b)
+		}
 	}
 	if code, b := send("DELETE", "/workspace/a", octets, nil); code != 200 && code != 204 {
 		t.Errorf("DELETE: %d %s", code, b)

@@ -217,15 +217,18 @@ func manageWorkspaces(t *testing.T, env map[string]string, name string) string {
 		_, out, _ := command(t, env, "", "workspace", "list")
 		return regexp.MustCompile(`(?m)^` + id + ` .*$`).FindString(out)
 	}
+	if code, _, stderr := command(t, env, "", "workspace", "update", "--max-sessions", "3", name); code != 0 || !strings.Contains(row(), " at most 3 ") {
+		t.Errorf("update: exit %d, %s, %q", code, stderr, row())
+	}
 	if !strings.HasSuffix(strings.TrimSpace(row()), " -") || !strings.Contains(row(), " "+name+" ") {
 		t.Errorf("list: %q", row())
 	}
 	for _, refused := range []struct{ words, args string }{
-		{"already exists", "create " + name}, {"should not begin with", "create wrkspc_x"}, {"at least 1 character", "create "},
+		{"already exists", "create " + name}, {"should not begin with", "create wrkspc_x"}, {"at least 1 character", "create "}, {"max_sessions", "create --max-sessions=-1 bad"},
+		{"max_sessions", "update --max-sessions=-1 " + name}, {"no workspace", "update --max-sessions=1 nobody's"},
 		{"no workspace", "archive nobody's"}, {"default workspace", "archive default"},
 	} {
-		verb, argument, _ := strings.Cut(refused.args, " ")
-		if code, _, stderr := command(t, env, "", "workspace", verb, argument); code != 1 || !strings.Contains(stderr, refused.words) {
+		if code, _, stderr := command(t, env, "", append([]string{"workspace"}, strings.Split(refused.args, " ")...)...); code != 1 || !strings.Contains(stderr, refused.words) {
 			t.Errorf("workspace %s: exit %d, %s", refused.args, code, stderr)
 		}
 	}

@@ -12,6 +12,7 @@ var (
 	ErrDuplicate = errors.New("duplicate name")
 	ErrInUse     = errors.New("record is in use")
 	ErrStale     = errors.New("record changed meanwhile")
+	ErrLimit     = errors.New("the workspace has as many as it may have")
 )
 
 // The records below hold in columns what is queried and in Document, as JSON
@@ -26,6 +27,9 @@ type Workspace struct {
 	CreatedAt time.Time
 	// ArchivedAt is when its keys ceased to open it; zero: they do.
 	ArchivedAt time.Time
+	// MaxSessions is how many sessions that are not archived it may have; 0: as
+	// many as the server admits.
+	MaxSessions int
 }
 
 // Key is an API key. The secret is kept as its SHA-256 only.
@@ -175,9 +179,9 @@ type AgentStore interface {
 // SessionStore keeps sessions.
 type SessionStore interface {
 	// CreateSession answers ErrNoRecord when the environment is gone, or its
-	// workspace is archived, and ErrStale when the environment is archived,
-	// checked in the same transaction, in which initial becomes the session's
-	// queue.
+	// workspace is archived, ErrStale when the environment is archived, and
+	// ErrLimit when the workspace has its MaxSessions, checked in the same
+	// transaction, in which initial becomes the session's queue.
 	CreateSession(ctx context.Context, rec SessionRecord, initial ...EventRecord) error
 	Session(ctx context.Context, workspace, id string) (SessionRecord, error)
 	UpdateSession(ctx context.Context, workspace, id string, change func(*SessionRecord) (altered bool, err error)) (SessionRecord, error)
@@ -195,6 +199,8 @@ type KeyStore interface {
 	CreateWorkspace(ctx context.Context, ws Workspace) error
 	// ListWorkspaces lists all, archived ones included, oldest first.
 	ListWorkspaces(ctx context.Context) ([]Workspace, error)
+	// LimitWorkspace sets MaxSessions; ErrNoRecord if there is no such workspace.
+	LimitWorkspace(ctx context.Context, id string, maxSessions int) error
 	// ArchiveWorkspace sets ArchivedAt once; a second call changes nothing. It is
 	// ErrInUse while the workspace has a session that is not archived, checked in
 	// the same transaction, and ErrNoRecord if there is no such workspace.

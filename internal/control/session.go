@@ -62,6 +62,9 @@ func (s *Service) CreateSession(ctx context.Context, caller Caller, req api.Sess
 	switch err := s.store.CreateSession(ctx, rec, initial...); {
 	case errors.Is(err, ErrStale):
 		return api.Session{}, environmentArchived(req.EnvironmentID)
+	case errors.Is(err, ErrLimit):
+		return api.Session{}, &Fault{Kind: RateLimited, Code: "workspace_sessions_limit", Cause: err,
+			Message: "This workspace has as many sessions as it may have. Archive or delete one first."}
 	case err != nil:
 		return api.Session{}, environmentFault(req.EnvironmentID, "", err)
 	}

@@ -16,7 +16,8 @@ type AdminKeys interface {
 	CreateKey(ctx context.Context, workspace, name string, kind control.KeyKind, sandbase bool) (secret string, key control.Key, err error)
 	ListKeys(ctx context.Context, workspace string) ([]control.Key, error)
 	RevokeKey(ctx context.Context, workspace, id string) error
-	CreateWorkspace(ctx context.Context, name string) (control.Workspace, error)
+	CreateWorkspace(ctx context.Context, name string, maxSessions int) (control.Workspace, error)
+	LimitWorkspace(ctx context.Context, id string, maxSessions int) error
 	ArchiveWorkspace(ctx context.Context, id string) error
 }
 
@@ -30,12 +31,23 @@ type AdminWorkspace struct {
 	CreatedAt time.Time `json:"created_at"`
 	// ArchivedAt is null while its keys open it.
 	ArchivedAt *time.Time `json:"archived_at"`
+	// MaxSessions is how many sessions that are not archived it may have; 0: as
+	// many as the server admits.
+	MaxSessions int `json:"max_sessions"`
 }
 
-// AdminName is the body of a workspace's creation.
-type AdminName struct {
+// AdminWorkspaceCreate is the body of a workspace's creation.
+type AdminWorkspaceCreate struct {
 	// Name has 1 to 256 characters and is no other workspace's.
 	Name string `json:"name"`
+	// MaxSessions is as in AdminWorkspace.
+	MaxSessions int `json:"max_sessions"`
+}
+
+// AdminWorkspaceLimits is the body of a change of a workspace's limits.
+type AdminWorkspaceLimits struct {
+	// MaxSessions is as in AdminWorkspace.
+	MaxSessions int `json:"max_sessions"`
 }
 
 // AdminKey is a key as the operator sees it. Secret is set once, in the reply
@@ -96,7 +108,8 @@ type AdminReloaded struct {
 //	POST /keys                    makes one of an AdminCreate
 //	POST /keys/{id}/revoke        revokes one (?workspace=)
 //	GET  /workspaces              lists workspaces, archived ones included
-//	POST /workspaces              makes one of an AdminName
+//	POST /workspaces              makes one of an AdminWorkspaceCreate
+//	POST /workspaces/{id}/limits  sets its AdminWorkspaceLimits, by name or id
 //	POST /workspaces/{id}/archive archives one, by name or id; 409 while it has sessions
 //	GET  /cache                   lists the package layers
 //	POST /cache/prune             removes those that nothing uses
@@ -127,12 +140,21 @@ func Admin(keys AdminKeys, cache AdminCache, reload AdminReload) http.Handler {
 	})
 	mux.HandleFunc("POST /workspaces", func(w http.ResponseWriter, r *http.Request) {
 		adminReply(w, func() (any, error) {
-			var in AdminName
+			var in AdminWorkspaceCreate
 			if err := adminBody(r, &in); err != nil {
 				return nil, err
 			}
-			ws, err := keys.CreateWorkspace(r.Context(), in.Name)
+			ws, err := keys.CreateWorkspace(r.Context(), in.Name, in.MaxSessions)
 			return adminWorkspaceOf(ws), err
+		})
+	})
+	mux.HandleFunc("POST /workspaces/{id}/limits", func(w http.ResponseWriter, r *http.Request) {
+		adminReply(w, func() (any, error) {
+			var in AdminWorkspaceLimits
+			if err := adminBody(r, &in); err != nil {
+				return nil, err
+			}
+			return struct{}{}, AdminLimit(r.Context(), keys, r.PathValue("id"), in)
 		})
 	})
 	mux.HandleFunc("POST /workspaces/{id}/archive", func(w http.ResponseWriter, r *http.Request) {
@@ -205,6 +227,15 @@ func AdminWorkspaces(ctx context.Context, keys AdminKeys) ([]AdminWorkspace, err
 	return out, err
 }
 
+// AdminLimit sets the limits of a workspace, given by name or id.
+func AdminLimit(ctx context.Context, keys AdminKeys, workspace string, limits AdminWorkspaceLimits) error {
+	id, err := adminWorkspace(ctx, keys, workspace)
+	if err != nil {
+		return err
+	}
+	return keys.LimitWorkspace(ctx, id, limits.MaxSessions)
+}
+
 // AdminArchive archives a workspace, given by name or id.
 func AdminArchive(ctx context.Context, keys AdminKeys, workspace string) error {
 	id, err := adminWorkspace(ctx, keys, workspace)
@@ -215,7 +246,7 @@ func AdminArchive(ctx context.Context, keys AdminKeys, workspace string) error {
 }
 
 func adminWorkspaceOf(ws control.Workspace) AdminWorkspace {
-	out := AdminWorkspace{ID: ws.ID, Name: ws.Name, CreatedAt: ws.CreatedAt}
+	out := AdminWorkspace{ID: ws.ID, Name: ws.Name, CreatedAt: ws.CreatedAt, MaxSessions: ws.MaxSessions}
 	if !ws.ArchivedAt.IsZero() {
 		out.ArchivedAt = &ws.ArchivedAt
 	}

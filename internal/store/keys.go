@@ -8,22 +8,27 @@ import (
 	"github.com/atoll-run/atoll/internal/control"
 )
 
-const selectWorkspaces = `SELECT id, name, created_at, archived_at FROM workspaces`
+const selectWorkspaces = `SELECT id, name, created_at, archived_at, max_sessions FROM workspaces`
 
 func scanWorkspace(row scanner) (ws control.Workspace, err error) {
 	var created int64
 	var archived sql.NullInt64
-	err = row.Scan(&ws.ID, &ws.Name, &created, &archived)
+	err = row.Scan(&ws.ID, &ws.Name, &created, &archived, &ws.MaxSessions)
 	ws.CreatedAt, ws.ArchivedAt = moment(created), optionalMoment(archived)
 	return ws, err
+}
+
+func scanCount(row scanner) (n int, err error) {
+	err = row.Scan(&n)
+	return n, err
 }
 
 // CreateWorkspace implements [control.KeyStore]. An id or name that is taken is
 // ErrDuplicate.
 func (s *Store) CreateWorkspace(ctx context.Context, ws control.Workspace) error {
 	err := s.writes.write(ctx, func(tx *statements) error {
-		_, err := tx.exec(context.Background(), `INSERT INTO workspaces (id, name, created_at) VALUES ($1, $2, $3)`,
-			ws.ID, ws.Name, micros(ws.CreatedAt))
+		_, err := tx.exec(context.Background(), `INSERT INTO workspaces (id, name, created_at, max_sessions) VALUES ($1, $2, $3, $4)`,
+			ws.ID, ws.Name, micros(ws.CreatedAt), ws.MaxSessions)
 		return amend(err, err)
 	})
 	return wrap("storing workspace", err)
@@ -33,6 +38,18 @@ func (s *Store) CreateWorkspace(ctx context.Context, ws control.Workspace) error
 func (s *Store) ListWorkspaces(ctx context.Context) ([]control.Workspace, error) {
 	all, err := many(ctx, s.read, scanWorkspace, selectWorkspaces+` ORDER BY created_at, id`)
 	return all, wrap("listing workspaces", err)
+}
+
+// LimitWorkspace implements [control.KeyStore].
+func (s *Store) LimitWorkspace(ctx context.Context, id string, maxSessions int) error {
+	err := s.writes.write(ctx, func(tx *statements) error {
+		n, err := tx.exec(context.Background(), `UPDATE workspaces SET max_sessions = $2 WHERE id = $1`, id, maxSessions)
+		if err == nil && n == 0 {
+			return control.ErrNoRecord
+		}
+		return err
+	})
+	return wrap("limiting workspace", err)
 }
 
 // ArchiveWorkspace implements [control.KeyStore].

@@ -42,6 +42,15 @@ func (s *Store) CreateSession(ctx context.Context, rec control.SessionRecord, in
 		if !ws.ArchivedAt.IsZero() {
 			return control.ErrNoRecord
 		}
+		if ws.MaxSessions > 0 {
+			live, err := one(ctx, tx, scanCount, `SELECT count(*) FROM sessions WHERE workspace_id = $1 AND archived_at IS NULL`, rec.Workspace)
+			if err != nil {
+				return err
+			}
+			if live >= ws.MaxSessions {
+				return control.ErrLimit
+			}
+		}
 		_, err = tx.exec(ctx, `INSERT INTO sessions
 (id, workspace_id, environment_id, agent_id, agent_version, status, document, created_at, updated_at, archived_at)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`,

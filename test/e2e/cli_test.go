@@ -348,7 +348,7 @@ func TestCommandEgress(t *testing.T) {
 // the other has, names may be the same, and an archived one is closed.
 func TestWorkspaces(t *testing.T) {
 	s := newServer(t, "")
-	s.mustAtoll("workspace", "create", "other")
+	s.mustAtoll("workspace", "create", "--max-sessions", "1", "other")
 	other := strings.TrimSpace(s.mustAtoll("key", "create", "--workspace", "other", "worker"))
 	// ask is a request with the other workspace's key.
 	ask := func(method, path string, body object, into any) int {
@@ -391,6 +391,19 @@ func TestWorkspaces(t *testing.T) {
 	if code := ask("POST", "/v1/sessions", object{"agent": agent.ID, "environment_id": theirs.ID}, &session); code != 200 {
 		t.Fatalf("a session there: %d", code)
 	}
+	var refused struct {
+		Error struct {
+			Type    string
+			Details struct {
+				Code string `json:"error_code"`
+			}
+		}
+	}
+	second := object{"agent": agent.ID, "environment_id": theirs.ID}
+	if code := ask("POST", "/v1/sessions", second, &refused); code != 429 || refused.Error.Type != "rate_limit_error" || refused.Error.Details.Code != "workspace_sessions_limit" {
+		t.Errorf("a session beyond the limit: %d %+v", code, refused)
+	}
+	s.must(s.session(s.agent(), mine.ID), "true") // the first workspace has no limit
 	if code := s.try("GET", "/v1/sessions/"+session.ID, nil, nil); code != 404 {
 		t.Errorf("the first workspace sees the session: %d", code)
 	}
@@ -399,6 +412,21 @@ func TestWorkspaces(t *testing.T) {
 	}
 	if code := ask("DELETE", "/v1/sessions/"+session.ID, nil, &struct{}{}); code != 200 {
 		t.Errorf("deleting the session: %d", code)
+	}
+	for _, limit := range []struct {
+		max  string
+		code int
+	}{{"1", 200}, {"1", 429}, {"2", 200}, {"0", 200}} {
+		s.mustAtoll("workspace", "update", "--max-sessions", limit.max, "other")
+		var made struct{ ID string }
+		if code := ask("POST", "/v1/sessions", second, &made); code != limit.code {
+			t.Errorf("at most %s: %d, want %d", limit.max, code, limit.code)
+		}
+	}
+	var live struct{ Data []struct{ ID string } }
+	ask("GET", "/v1/sessions", nil, &live)
+	for _, l := range live.Data {
+		ask("DELETE", "/v1/sessions/"+l.ID, nil, &struct{}{})
 	}
 	s.mustAtoll("workspace", "archive", "other")
 	for range 2 {

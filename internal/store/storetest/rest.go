@@ -244,7 +244,16 @@ func archivedWorkspaces(_ *testing.T, f *fixture) {
 	f.ok(f.CreateKey(f.ctx, fresh))
 	f.ok(f.CreateEnvironment(f.ctx, control.EnvironmentRecord{ID: "env_ws", Workspace: "w1", Name: "of the workspace", Document: []byte("{}"), CreatedAt: at(4), UpdatedAt: at(4)}))
 	sess := control.SessionRecord{ID: "sesn_ws", Workspace: "w1", Environment: "env_ws", Agent: "agent_1", AgentVersion: 1, Status: "idle", Document: []byte("{}"), CreatedAt: at(4), UpdatedAt: at(4)}
+	f.ok(f.LimitWorkspace(f.ctx, "w1", 1))
+	f.fails(f.LimitWorkspace(f.ctx, "w9", 1), control.ErrNoRecord)
 	f.ok(f.CreateSession(f.ctx, sess))
+	second := sess
+	second.ID = "sesn_second"
+	f.fails(f.CreateSession(f.ctx, second), control.ErrLimit)
+	f.ok(f.LimitWorkspace(f.ctx, "w1", 2))
+	f.ok(f.CreateSession(f.ctx, second))
+	f.ok(f.DeleteSession(f.ctx, "w1", second.ID, func(control.SessionRecord) error { return nil }))
+	f.ok(f.LimitWorkspace(f.ctx, "w1", 1))
 	f.fails(f.ArchiveWorkspace(f.ctx, "w1", at(5)), control.ErrInUse)
 	f.fails(f.ArchiveWorkspace(f.ctx, "w9", at(5)), control.ErrNoRecord)
 	_, err := f.KeyByHash(f.ctx, hash("fresh"))
@@ -254,11 +263,13 @@ func archivedWorkspaces(_ *testing.T, f *fixture) {
 		return true, nil
 	})
 	f.ok(err)
+	f.ok(f.CreateSession(f.ctx, second)) // the archived one does not count
+	f.ok(f.DeleteSession(f.ctx, "w1", second.ID, func(control.SessionRecord) error { return nil }))
 	f.ok(f.ArchiveWorkspace(f.ctx, "w1", at(6)))
 	f.ok(f.ArchiveWorkspace(f.ctx, "w1", at(7)))
 	all, err := f.ListWorkspaces(f.ctx)
 	f.ok(err)
-	f.same(all, []control.Workspace{{ID: "w1", Name: "name of w1", CreatedAt: epoch, ArchivedAt: at(6)}, {ID: "w2", Name: "name of w2", CreatedAt: epoch}})
+	f.same(all, []control.Workspace{{ID: "w1", Name: "name of w1", CreatedAt: epoch, ArchivedAt: at(6), MaxSessions: 1}, {ID: "w2", Name: "name of w2", CreatedAt: epoch}})
 	_, err = f.KeyByHash(f.ctx, hash("fresh"))
 	f.fails(err, control.ErrNoRecord)
 	_, err = f.KeyByHash(f.ctx, hash("other"))

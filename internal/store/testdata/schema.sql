@@ -95,4 +95,4 @@ CREATE TABLE workspaces (
   id         TEXT PRIMARY KEY NOT NULL CHECK (id <> ''),
   name       TEXT NOT NULL UNIQUE CHECK (name <> ''),
   created_at INTEGER NOT NULL
-, layer_epoch INTEGER NOT NULL DEFAULT 0 CHECK (layer_epoch >= 0), archived_at INTEGER) STRICT;
+, layer_epoch INTEGER NOT NULL DEFAULT 0 CHECK (layer_epoch >= 0), archived_at INTEGER, max_sessions INTEGER NOT NULL DEFAULT 0 CHECK (max_sessions >= 0)) STRICT;

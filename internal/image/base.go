@@ -21,7 +21,9 @@ type Base struct {
 	// Registries are the hosts that the managers use.
 	Registries []Registry `json:"registries"`
 	// Runtimes maps the names of docs/templates.md to versions.
-	Runtimes  map[string]string `json:"runtimes"`
-	SizeBytes int64             `json:"size_bytes"`
-	CreatedAt time.Time         `json:"created_at"`
+	Runtimes map[string]string `json:"runtimes"`
+	// SizeBytes is what the root takes on the disk.
+	SizeBytes int64 `json:"size_bytes"`
+	// CreatedAt is when it was built.
+	CreatedAt time.Time `json:"created_at"`
 }

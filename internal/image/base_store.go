@@ -22,9 +22,12 @@ import (
 type Manifest struct {
 	Base
 	// Built is false for a template that was never built: then only the declaration is known.
-	Built       bool        `json:"built"`
-	Format      string      `json:"format,omitempty"`
-	Description string      `json:"description,omitempty"`
+	Built bool `json:"built"`
+	// Format is the version of the manifest and of what builds of this program put into a root.
+	Format string `json:"format,omitempty"`
+	// Description is the declaration's; empty if it has none.
+	Description string `json:"description,omitempty"`
+	// Declaration is what the template was built from, with what it extends filled in.
 	Declaration Declaration `json:"declaration"`
 	// Inputs is the hash of all that decides what is built, apart from what the source publishes.
 	Inputs string `json:"inputs,omitempty"`

@@ -21,10 +21,12 @@ type Registry struct {
 
 // Contact is one host that a box connected to, or was kept from.
 type Contact struct {
-	Host    string // a name, or an address that no name stood for
-	Port    int    // 0: the name was looked up, and nothing more is known
+	Host string // a name, or an address that no name stood for
+	Port int    // 0: the name was looked up, and nothing more is known
+	// Allowed tells whether the box's network let it through.
 	Allowed bool
-	Count   int
+	// Count is how often it was tried.
+	Count int
 }
 
 // BoxSpec says what builder sandbox to open: a normal sandbox with build limits.
@@ -61,14 +63,18 @@ type BoxCommand struct {
 
 // BoxExit is how a command ended: Signal is empty unless a signal ended it.
 type BoxExit struct {
-	Code   int
+	// Code is the exit status; 0 when a signal ended the command.
+	Code int
+	// Signal is the name of the signal that ended the command, like "SIGKILL"; empty if none did.
 	Signal string
 }
 
 // BoxUsage is what a box has used so far.
 type BoxUsage struct {
+	// MemoryBytes is what the box's memory limit counts.
 	MemoryBytes int64
-	DiskBytes   int64
+	// DiskBytes is what its disk holds, in whole blocks.
+	DiskBytes int64
 	// OOMKills counts processes that the memory limit ended.
 	OOMKills int64
 	// DiskFull is true once a write was refused for want of space.

@@ -168,7 +168,9 @@ func (b *Builder) Prune(ctx context.Context, inUse func() (map[string]bool, erro
 
 // Request asks for the layers of an environment.
 type Request struct {
-	Base     *Base
+	// Base is what the layers stand on. Required.
+	Base *Base
+	// Packages are the lists, as an environment has them; empty lists make no layer.
 	Packages Packages
 	// Owner is for whom the build is made; builds of other owners do not wait
 	// for it longer than a turn.
@@ -190,12 +192,15 @@ type Request struct {
 
 // Event is one thing that happened in a run: a change of status or a line.
 type Event struct {
+	// Status is the new state; nil for a line of the log.
 	Status *Status
-	Line   *Line
+	// Line is a line of the log; nil for a change of state.
+	Line *Line
 }
 
 // Result is a finished build: its layers, lowest first.
 type Result struct {
+	// Layers are in build order, the lowest first; empty when no list asked for one.
 	Layers []Layer
 	// Release lets clean-up have the layers again; until it is called they are
 	// kept. Call it when what refers to them is on record. Never nil.

@@ -19,9 +19,11 @@ const (
 
 // Line is one line of a build's output.
 type Line struct {
+	// Time is when the line came.
 	Time    time.Time `json:"time"`
 	Manager string    `json:"manager"` // empty for the build's own words
-	Text    string    `json:"text"`
+	// Text is one line without its end, printable, at most 4 KiB.
+	Text string `json:"text"`
 }
 
 // String renders the line as the stored log has it.

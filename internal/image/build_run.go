@@ -21,24 +21,37 @@ const (
 
 // Status is a build at one moment, as the API shows it.
 type Status struct {
-	Status     State         `json:"status"`
-	Layers     []LayerStatus `json:"layers"`
-	Error      *Failure      `json:"error"`
-	StartedAt  time.Time     `json:"started_at"`
-	FinishedAt *time.Time    `json:"finished_at"`
+	// Status is the state of the build as a whole.
+	Status State `json:"status"`
+	// Layers are in build order, one for each manager with entries.
+	Layers []LayerStatus `json:"layers"`
+	// Error is why the build failed; nil unless it did.
+	Error *Failure `json:"error"`
+	// StartedAt is when the build was asked for.
+	StartedAt time.Time `json:"started_at"`
+	// FinishedAt is nil until the build has ended.
+	FinishedAt *time.Time `json:"finished_at"`
 }
 
 // LayerStatus is one layer of a build. Hit is true when it was there already,
 // false when it was built, null while that is open.
 type LayerStatus struct {
-	Manager    string           `json:"manager"`
-	State      State            `json:"state"`
-	Hit        *bool            `json:"hit"`
-	Key        string           `json:"key"`
-	Digest     string           `json:"digest"`
-	SizeBytes  int64            `json:"size_bytes"`
-	DurationMS int64            `json:"duration_ms"`
-	Packages   []PackageVersion `json:"packages"`
+	// Manager is whose packages the layer holds.
+	Manager string `json:"manager"`
+	// State is the layer's own state.
+	State State `json:"state"`
+	// Hit tells whether the layer was there already; nil until that is known.
+	Hit *bool `json:"hit"`
+	// Key names the layer; empty until it is known.
+	Key string `json:"key"`
+	// Digest is that of Layer; empty until the layer is ready.
+	Digest string `json:"digest"`
+	// SizeBytes is that of Layer; 0 until the layer is ready.
+	SizeBytes int64 `json:"size_bytes"`
+	// DurationMS is how long this build waited for the layer, in milliseconds.
+	DurationMS int64 `json:"duration_ms"`
+	// Packages are what the manager lists above the layers below; empty until the layer is ready.
+	Packages []PackageVersion `json:"packages"`
 }
 
 // Run is a build that somebody asked for: a chain of layers, each found or

@@ -18,8 +18,10 @@ import (
 
 // Authority is a certificate authority that the host trusts beyond what its distribution ships.
 type Authority struct {
-	Subject  string    `json:"subject"`
-	SHA256   string    `json:"sha256"` // of the certificate, lower-case hexadecimal
+	// Subject is the certificate's subject, for people.
+	Subject string `json:"subject"`
+	SHA256  string `json:"sha256"` // of the certificate, lower-case hexadecimal
+	// NotAfter is when the certificate expires.
 	NotAfter time.Time `json:"not_after"`
 	der      []byte
 }

@@ -100,9 +100,11 @@ type fillFile struct {
 
 // DownloadUsage is what the cache holds.
 type DownloadUsage struct {
+	// Files counts the files that are kept.
 	Files int `json:"files"`
 	// SizeBytes is what files and records take on the disk, in whole blocks.
-	SizeBytes  int64 `json:"size_bytes"`
+	SizeBytes int64 `json:"size_bytes"`
+	// QuotaBytes is what they may take before the least recently used go.
 	QuotaBytes int64 `json:"quota_bytes"`
 }
 

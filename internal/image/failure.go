@@ -38,12 +38,15 @@ const (
 // Failure is how a build of one layer ended without a layer. Everyone who
 // waited for it gets the same one. It holds no secret and no control codes.
 type Failure struct {
+	// Manager is whose install failed.
 	Manager string `json:"manager"`
-	Kind    Kind   `json:"kind"`
+	// Kind is a word to branch on.
+	Kind Kind `json:"kind"`
 	// Package is the entry that failed, when it can be told, and Index its
 	// position in the manager's list without duplicates; else empty and -1.
 	Package string `json:"package,omitempty"`
-	Index   int    `json:"index"`
+	// Index is the entry's position in the manager's list without duplicates; -1 if it is not known.
+	Index int `json:"index"`
 	// ExitCode of the tool; -1 when none ended the build.
 	ExitCode int `json:"exit_code"`
 	// Attempts made, at least 1 unless nothing ran.

@@ -17,7 +17,9 @@ var ErrNoLayer = errors.New("no such layer")
 
 // PackageVersion is one package that a layer brought, as its manager reports it.
 type PackageVersion struct {
-	Name    string `json:"name"`
+	// Name is the manager's name for the package.
+	Name string `json:"name"`
+	// Version is as the manager writes it.
 	Version string `json:"version"`
 	// Requested tells what was listed from what came with it.
 	Requested bool `json:"requested"`
@@ -31,19 +33,25 @@ type PackageVersion struct {
 // Layer is one committed layer and what its manifest records. A layer never
 // changes once it is in the store.
 type Layer struct {
-	Key     string   `json:"key"`
-	Parent  string   `json:"parent"` // key of the layer below, or empty above the base
+	// Key names the layer in the store: a hash of all that it was built of.
+	Key    string `json:"key"`
+	Parent string `json:"parent"` // key of the layer below, or empty above the base
+	// Manager is whose packages it holds.
 	Manager string   `json:"manager"`
 	Entries []string `json:"entries"` // the normal list
 	Base    string   `json:"base"`    // digest of the template version
-	Arch    string   `json:"arch"`
-	Recipe  int      `json:"recipe"`
-	Family  string   `json:"family"` // the key without the epoch
-	Epoch   int64    `json:"epoch"`
-	Pinned  bool     `json:"pinned"` // every entry names exactly one release
+	// Arch is Go's name of the architecture.
+	Arch string `json:"arch"`
+	// Recipe is the version of the manager's recipe that made it.
+	Recipe int    `json:"recipe"`
+	Family string `json:"family"` // the key without the epoch
+	// Epoch is the number in the key that whoever wants newer packages raises.
+	Epoch  int64 `json:"epoch"`
+	Pinned bool  `json:"pinned"` // every entry names exactly one release
 	// Digest is a hash of the tree without times: paths, modes, owners,
 	// contents, links, extended attributes.
-	Digest    string `json:"digest"`
+	Digest string `json:"digest"`
+	// LogDigest is the SHA-256 of the install's log.
 	LogDigest string `json:"log_digest"`
 	// DigestFormat says how contents entered the digest: absent for layers of
 	// old versions, 2 for those whose blocks of zeros count by their place.
@@ -52,11 +60,15 @@ type Layer struct {
 	// AllocatedBytes is what the tree takes on the disk, in whole blocks of
 	// 4 KiB, and Inodes how many files, directories and links it has. Quotas
 	// count both. Manifests of old versions lack them; the store measures then.
-	AllocatedBytes int64            `json:"allocated_bytes,omitempty"`
-	Inodes         int64            `json:"inodes,omitempty"`
-	Files          int              `json:"files"`
-	Versions       []PackageVersion `json:"versions"`
-	CreatedAt      time.Time        `json:"created_at"`
+	AllocatedBytes int64 `json:"allocated_bytes,omitempty"`
+	// Inodes counts files, directories and links.
+	Inodes int64 `json:"inodes,omitempty"`
+	// Files counts the regular files of the tree.
+	Files int `json:"files"`
+	// Versions are the packages that the layer added, by name.
+	Versions []PackageVersion `json:"versions"`
+	// CreatedAt is when it was committed.
+	CreatedAt time.Time `json:"created_at"`
 	// Took is how long it took to make the layer, in milliseconds.
 	Took int64 `json:"took_ms"`
 
@@ -64,12 +76,14 @@ type Layer struct {
 	Dir string `json:"-"`
 	// Hit and Duration are set in a Result only: the layer was there already,
 	// and how long this build waited for it.
-	Hit      bool          `json:"-"`
+	Hit bool `json:"-"`
+	// Duration, of a Result, is how long this build waited for the layer.
 	Duration time.Duration `json:"-"`
 }
 
 // Step is one layer that a package list needs.
 type Step struct {
+	// Manager is whose entries they are.
 	Manager string
 	Entries []string // the normal list
 	// Recommends tells that apt installs what the entries recommend, too.
@@ -78,9 +92,12 @@ type Step struct {
 	OfTemplate bool
 	Parent     string // key of the step below, or empty
 	Family     string // the key without the epoch
-	Epoch      int64
-	Key        string
-	Pinned     bool
+	// Epoch is part of the key.
+	Epoch int64
+	// Key is the key of the layer that the step makes.
+	Key string
+	// Pinned: every entry names exactly one release.
+	Pinned bool
 }
 
 // plan turns package lists into the chain of layers that they need above base,

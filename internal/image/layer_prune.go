@@ -21,7 +21,8 @@ type LayerUsage struct {
 	// Children counts the layers that stand directly on this one.
 	Children int `json:"children"`
 	// Hits counts the builds that found this layer made.
-	Hits     int64     `json:"hits"`
+	Hits int64 `json:"hits"`
+	// LastUsed is when a build or a sandbox last took the layer.
 	LastUsed time.Time `json:"last_used"`
 	// Mounted is true while some overlay mount of this machine uses the layer.
 	Mounted bool `json:"mounted"`
@@ -63,6 +64,7 @@ func (s *Store) Usage() ([]LayerUsage, error) {
 
 // Pruned says what a clean-up removed.
 type Pruned struct {
+	// Keys are the layers that went.
 	Keys  []string
 	Bytes int64 // of blocks on the disk
 }

@@ -20,6 +20,7 @@ const (
 
 // Packages are the package lists of an environment, as the caller wrote them.
 type Packages struct {
+	// Each is the list of one manager, in the manager's own grammar; nil and empty are the same.
 	Apt, Cargo, Gem, Go, Npm, Pip []string
 	// AptRecommends has apt install what the packages of Apt recommend, too.
 	AptRecommends bool `json:",omitempty"`
@@ -58,10 +59,12 @@ func (p Packages) Empty() bool {
 // suits an API reply: it never repeats an entry that might carry credentials
 // or bytes that are not printable ASCII.
 type SpecError struct {
+	// Manager is whose list the entry stands in.
 	Manager string
 	Index   int    // position in the manager's list; -1 when no list is meant
 	Entry   string // the entry, or empty where it must not be repeated
-	Reason  string
+	// Reason is a sentence for the caller, with the entry's form that would do.
+	Reason string
 }
 
 // Error names the manager, the index and the reason.

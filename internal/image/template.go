@@ -26,9 +26,13 @@ type Declaration struct {
 	// Description is for people.
 	Description string `yaml:"description,omitempty" json:"description,omitempty"`
 	// From names a template that this one extends: its source, env, files, packages and runtimes, with what is here added.
-	From    string   `yaml:"from,omitempty" json:"from,omitempty"`
-	Debian  *Debian  `yaml:"debian,omitempty" json:"debian,omitempty"`
-	OCI     *OCI     `yaml:"oci,omitempty" json:"oci,omitempty"`
+	From string `yaml:"from,omitempty" json:"from,omitempty"`
+	// Debian, OCI and Tarball are where the root comes from: exactly one, here or in the template that
+	// From names. Debian bootstraps it.
+	Debian *Debian `yaml:"debian,omitempty" json:"debian,omitempty"`
+	// OCI takes an image of a registry.
+	OCI *OCI `yaml:"oci,omitempty" json:"oci,omitempty"`
+	// Tarball takes a file.
 	Tarball *Tarball `yaml:"tarball,omitempty" json:"tarball,omitempty"`
 	// Packages are those of package managers, apt too. They are no part of the root: they become layers, as those of
 	// environments do, and lie below these. So every environment of the template has them, and installs of packages
@@ -105,7 +109,8 @@ type OCI struct {
 type Tarball struct {
 	// Path is a file on the host; URL is fetched. Exactly one is set.
 	Path string `yaml:"path,omitempty" json:"path,omitempty"`
-	URL  string `yaml:"url,omitempty" json:"url,omitempty"`
+	// URL is http or https, with a host and without credentials.
+	URL string `yaml:"url,omitempty" json:"url,omitempty"`
 	// SHA256 of the file, 64 hexadecimal digits; it is always checked.
 	SHA256 string `yaml:"sha256" json:"sha256"`
 }

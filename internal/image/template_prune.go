@@ -34,11 +34,16 @@ const (
 
 // TemplateVersion is a built version of a template, for people and for clean-up.
 type TemplateVersion struct {
-	Template  string    `json:"template"`
-	Digest    string    `json:"digest"`
-	SizeBytes int64     `json:"size_bytes"`
+	// Template is the name it was built for.
+	Template string `json:"template"`
+	// Digest names the version.
+	Digest string `json:"digest"`
+	// SizeBytes is what it takes on the disk.
+	SizeBytes int64 `json:"size_bytes"`
+	// CreatedAt is when it was built.
 	CreatedAt time.Time `json:"created_at"`
-	LastUsed  time.Time `json:"last_used"`
+	// LastUsed is when a server last had a use for it.
+	LastUsed time.Time `json:"last_used"`
 	// Current is true for the version that new environments get.
 	Current bool `json:"current"`
 	// Servers counts the data directories whose servers use it, this one among them.
@@ -153,8 +158,10 @@ func (t *Templates) lockVersions(ctx context.Context) (*os.File, error) {
 
 // TemplatesPruned says which versions a clean-up removed.
 type TemplatesPruned struct {
+	// Digests are the versions that went.
 	Digests []string
-	Bytes   int64
+	// Bytes is what they took on the disk.
+	Bytes int64
 }
 
 // Prune removes old versions of templates, least recently used first, until

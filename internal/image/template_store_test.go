@@ -189,7 +189,7 @@ func TestVersions(t *testing.T) {
 	if err != nil || subjects(parseAuthorities(pem)) != "CN=company" {
 		t.Errorf("bundle: %v", err)
 	}
-	if list, err := open("1", "").List(); err != nil || len(list) != 4 {
+	if list, err := open("1", "").List(); err != nil || len(list) != 5 { // and four that come with the program
 		t.Errorf("list: %v, %v", list, err)
 	}
 	if _, err := open("1", "").Ensure(t.Context(), "nope", nil); err == nil {

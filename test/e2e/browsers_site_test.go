@@ -31,7 +31,6 @@ type pageSite struct {
 
 	datagrams atomic.Int64           // that came to where HTTP/3 would be
 	hidden    atomic.Int64           // the ClientHellos that were decrypted
-	told      atomic.Int64           // how often doh told the key
 	inside    atomic.Pointer[string] // the address of keys in the sandbox, which the host doh tells
 }
 

@@ -19,9 +19,10 @@ type program struct {
 var programsFrom = object{
 	"type": "packages",
 	"apt": []string{
-		"bubblewrap", "chromium", "delve", "docker-cli", "docker.io", "firefox-esr", "gdb", "podman", "postgresql", "python3-pytest-xdist",
+		"bubblewrap", "chromium", "docker-cli", "docker.io", "firefox-esr", "gdb", "podman", "postgresql", "python3-pytest-xdist",
 		"redis-server", "strace", "sudo",
 	},
+	"go":  []string{"github.com/go-delve/delve/cmd/dlv@latest"}, // Debian's is too old for the template's Go
 	"npm": []string{"vite"},
 	"pip": []string{"jupyterlab", "playwright"},
 }
@@ -45,7 +46,7 @@ python3 /tmp/pw.py 2>&1`, "read 42", "works, with Debian's Chromium as `executab
 	{"strace", `strace -f -e trace=openat true 2>&1 | grep -q openat && echo traced`, "traced", "works"},
 	{"gdb", `printf 'int main(){int x=42;return x;}' > /tmp/g.c && gcc -g -o /tmp/g /tmp/g.c && gdb -batch -ex 'break main' -ex run /tmp/g 2>&1`, "Breakpoint 1, main ()", "works"},
 	{"gdb, attaching", `sleep 100 & gdb -batch -p $! -ex 'info threads' 2>&1; kill $!`, "Using host libthread_db", "works, to processes of the same user"},
-	{"Delve (dlv)", `mkdir -p /tmp/d && cd /tmp/d && printf 'module d\n' > go.mod && printf 'package main\nfunc main() { x := 42; println(x) }\n' > main.go && printf 'break main.main\ncontinue\nnext\nnext\nprint x\nexit\n' > cmds && HOME=/root dlv debug --init cmds --allow-non-terminal-interactive </dev/null 2>&1`, "42", "works"},
+	{"Delve (dlv)", `mkdir -p /tmp/d && cd /tmp/d && printf 'module d\n' > go.mod && printf 'package main\n\nfunc main() {\n\tx := 42\n\tprintln(x)\n}\n' > main.go && printf 'break main.main\ncontinue\nnext\nnext\nprint x+1\nexit\n' > cmds && HOME=/root dlv debug --init cmds --allow-non-terminal-interactive </dev/null 2>&1`, "\n43\n", "works, from the module `github.com/go-delve/delve`: Debian's is too old for the template's Go"},
 	{"tmux", `tmux -L t new -d -s s 'echo inside; sleep 5'; sleep 1; tmux -L t capture-pane -p -t s; tmux -L t kill-server`, "inside", "works"},
 	{"screen", `screen -dmS s sh -c 'echo inside > /tmp/screen.out; sleep 5'; for i in $(seq 50); do cat /tmp/screen.out 2>/dev/null && break; sleep 0.2; done; test -s /tmp/screen.out || echo none`, "none", "does not start (`screen -dmS`). Use tmux"},
 	{"sudo", `su nobody -s /bin/sh -c 'sudo -n id' 2>&1; echo 'nobody ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/nobody; su nobody -s /bin/sh -c 'sudo -n id -u'`, "\n0", "works"},
@@ -53,7 +54,7 @@ python3 /tmp/pw.py 2>&1`, "read 42", "works, with Debian's Chromium as `executab
 	{"Vite", `mkdir -p /tmp/v && cd /tmp/v && echo '<h1>hello</h1>' > index.html; vite --port 5173 > vite.log 2>&1 & for i in $(seq 200); do curl -fs localhost:5173 | grep hello && break; sleep 0.2; done; kill $!; vite build 2>&1`, "built in", "works, server and build"},
 	{"Jupyter", `mkdir -p /tmp/nb && cd /tmp/nb && printf '{"cells":[{"cell_type":"code","id":"a","metadata":{},"execution_count":null,"outputs":[],"source":"print(6*7)"}],"metadata":{"kernelspec":{"name":"python3","display_name":"p"}},"nbformat":4,"nbformat_minor":5}' > n.ipynb && jupyter nbconvert --execute --to notebook --stdout n.ipynb 2>/dev/null | grep -A1 '"text"' | tr -d ' \n'; jupyter lab --allow-root --no-browser --port 8899 --IdentityProvider.token=x > lab.log 2>&1 & for i in $(seq 300); do curl -fs 'localhost:8899/api/status?token=x' >/dev/null && echo served && break; sleep 0.2; done; kill $!`, `"text":["42\n"served`, "works, as root with `--allow-root`"},
 	{"bubblewrap", `bwrap --ro-bind / / true; bwrap --unshare-user --ro-bind / / echo as root; su nobody -s /bin/sh -c 'bwrap --ro-bind / / echo as nobody'`, "as root\nas nobody\n", "works, as root with `--unshare-user`"},
-	{"podman", `mkdir -p /tmp/r/bin && cp /bin/echo /tmp/r/bin && tar -C /tmp/r -c . | podman --storage-driver=vfs import - tiny >/dev/null 2>&1; podman --storage-driver=vfs images --noheading 2>&1; podman --storage-driver=vfs run --rm --network=host --cgroups=disabled tiny /bin/echo hi 2>&1`, "Operation not permitted: OCI permission denied",
+	{"podman", `mkdir -p /tmp/r/bin && cp /bin/echo /tmp/r/bin && tar -C /tmp/r -c . | podman --storage-driver=vfs import - tiny >/dev/null 2>&1; podman --storage-driver=vfs images --noheading 2>&1; podman --storage-driver=vfs --runtime=crun run --rm --network=host --cgroups=disabled tiny /bin/echo hi 2>&1`, "Operation not permitted: OCI permission denied",
 		"imports and exports images with `--storage-driver=vfs`; no container starts. Make a template of the image"},
 	{"dockerd", `dockerd --iptables=false --ip6tables=false --bridge=none --storage-driver=vfs > /tmp/dockerd.log 2>&1 & for i in $(seq 200); do docker info >/dev/null 2>&1 && echo up && break; sleep 0.2; done; mkdir -p /tmp/e && tar -C /tmp/e -c . | docker import - tiny 2>&1; kill $!`, "up\nError response from daemon: unshare: operation not permitted",
 		"starts with `--iptables=false --ip6tables=false --bridge=none --storage-driver=vfs`, and cannot unpack an image. Make a template of the image"},

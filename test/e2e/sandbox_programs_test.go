@@ -19,7 +19,7 @@ type program struct {
 var programsFrom = object{
 	"type": "packages",
 	"apt": []string{
-		"bubblewrap", "chromium", "docker-cli", "docker.io", "firefox-esr", "gdb", "podman", "postgresql", "python3-pytest-xdist",
+		"bubblewrap", "chromium", "crun", "docker-cli", "docker.io", "firefox-esr", "gdb", "podman", "postgresql", "python3-pytest-xdist",
 		"redis-server", "strace", "sudo",
 	},
 	"go":  []string{"github.com/go-delve/delve/cmd/dlv@latest"}, // Debian's is too old for the template's Go
@@ -48,7 +48,6 @@ python3 /tmp/pw.py 2>&1`, "read 42", "works, with Debian's Chromium as `executab
 	{"gdb, attaching", `sleep 100 & gdb -batch -p $! -ex 'info threads' 2>&1; kill $!`, "Using host libthread_db", "works, to processes of the same user"},
 	{"Delve (dlv)", `mkdir -p /tmp/d && cd /tmp/d && printf 'module d\n' > go.mod && printf 'package main\n\nfunc main() {\n\tx := 42\n\tprintln(x)\n}\n' > main.go && printf 'break main.main\ncontinue\nnext\nnext\nprint x+1\nexit\n' > cmds && HOME=/root dlv debug --init cmds --allow-non-terminal-interactive </dev/null 2>&1`, "\n43\n", "works, from the module `github.com/go-delve/delve`: Debian's is too old for the template's Go"},
 	{"tmux", `tmux -L t new -d -s s 'echo inside; sleep 5'; sleep 1; tmux -L t capture-pane -p -t s; tmux -L t kill-server`, "inside", "works"},
-	{"screen", `screen -dmS s sh -c 'echo inside > /tmp/screen.out; sleep 5'; for i in $(seq 50); do cat /tmp/screen.out 2>/dev/null && break; sleep 0.2; done; test -s /tmp/screen.out || echo none`, "none", "does not start (`screen -dmS`). Use tmux"},
 	{"sudo", `su nobody -s /bin/sh -c 'sudo -n id' 2>&1; echo 'nobody ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/nobody; su nobody -s /bin/sh -c 'sudo -n id -u'`, "\n0", "works"},
 	{"pytest -n", `mkdir -p /tmp/p && cd /tmp/p && printf 'import pytest\n@pytest.mark.parametrize("i", range(20))\ndef test(i): pass\n' > test_a.py && python3 -m pytest -q -n 2 2>&1`, "20 passed", "works"},
 	{"Vite", `mkdir -p /tmp/v && cd /tmp/v && echo '<h1>hello</h1>' > index.html; vite --port 5173 > vite.log 2>&1 & for i in $(seq 200); do curl -fs localhost:5173 | grep hello && break; sleep 0.2; done; kill $!; vite build 2>&1`, "built in", "works, server and build"},
